@@ -1,1 +1,11 @@
-//! To be written.
+//! Generation: which token comes next, where its keys and values live, and when to stop.
+//!
+//! * [`sampling`]: from f32 logits to a token, reproducibly on every platform;
+//! * [`paging`]: pages of the KV cache and the block tables of the sequences that use them;
+//! * [`stop`]: stop strings over text that arrives in pieces.
+//!
+//! Nothing here knows a backend: a sequence is given to whichever one the plan was made for.
+
+pub mod paging;
+pub mod sampling;
+pub mod stop;

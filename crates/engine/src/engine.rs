@@ -1,0 +1,377 @@
+//! The engine: sequences in, one batch per step, tokens out.
+
+use std::sync::Arc;
+
+use mantissa_numerics::policy::PrecisionPolicy;
+use mantissa_ops::backend::{OverflowRule, Progress};
+use mantissa_ops::{
+    Backend, Batch, Limits, LoadOptions, Plan, PlanError, PrepareError, Program, RunError, SequenceRows, Session,
+    TensorSource,
+};
+
+use crate::paging::{BlockTable, PageAllocator, PageError};
+use crate::probe::{NonFinite, first_non_finite};
+use crate::sampling::{History, InvalidParam, SampleError, Sampler};
+use crate::sequence::{EndOfText, FinishReason, Request, Sequence, SequenceId, TokenEvent};
+
+/// Sizes and rules of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Longest sequence in tokens; the model's maximum where none is given.
+    pub context: Option<usize>,
+    /// Sequences that run together.
+    pub sequences: usize,
+    /// Tokens run together at most; longer prompts are run in chunks of this size.
+    pub chunk: usize,
+    /// Tokens per page of the cache.
+    pub page_size: usize,
+    /// Rows whose logits may be wanted at once.
+    pub outputs: usize,
+    /// What to do with weights beyond the range of the policy's format.
+    pub overflow: OverflowRule,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            context: None,
+            sequences: 1,
+            chunk: 512,
+            page_size: 64,
+            outputs: 1,
+            overflow: OverflowRule::Refuse,
+        }
+    }
+}
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum EngineError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Paging(#[from] PageError),
+    #[error(transparent)]
+    Sampling(#[from] InvalidParam),
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error("the prompt is empty: give at least one token")]
+    EmptyPrompt,
+    #[error(
+        "the prompt has {tokens} tokens, but the context holds {context}, one of them for the answer; shorten it or \
+         raise --context (the model was made for {max_context})"
+    )]
+    PromptTooLong { tokens: usize, context: usize, max_context: usize },
+    #[error("token {token} at position {position} is outside the vocabulary of {vocabulary}")]
+    Token { token: u32, position: usize, vocabulary: usize },
+    #[error("a context of {wanted} tokens is beyond the {max_context} that the model was made for")]
+    Context { wanted: usize, max_context: usize },
+    #[error("{0}")]
+    NonFinite(NonFinite),
+    #[error("{wanted} sequences at once, but the engine was prepared for {limit}")]
+    Sequences { wanted: usize, limit: usize },
+    #[error("the program computes no logits")]
+    NoLogits,
+}
+
+/// A model made ready to generate.
+pub struct Engine {
+    session: Box<dyn Session>,
+    allocator: PageAllocator,
+    sequences: Vec<(Sequence, BlockTable)>,
+    next_id: u64,
+    vocabulary: usize,
+}
+
+/// Resolves a program under a policy on a backend.
+///
+/// # Errors
+/// [`PlanError`] with every combination that is not supported.
+pub fn plan(program: Program, policy: PrecisionPolicy, backend: &dyn Backend) -> Result<Arc<Plan>, PlanError> {
+    Plan::resolve(program, policy, backend)
+}
+
+impl Engine {
+    /// Loads the weights of a plan and allocates cache and scratch.
+    ///
+    /// # Errors
+    /// Where the context is beyond the model's, or the backend cannot make the plan ready.
+    pub fn prepare(
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        backend: &dyn Backend,
+        options: &EngineOptions,
+        progress: &dyn Progress,
+    ) -> Result<Engine, EngineError> {
+        let max_context = plan.program.max_context;
+        let context = options.context.unwrap_or(max_context);
+        if context > max_context || context == 0 {
+            return Err(EngineError::Context { wanted: context, max_context });
+        }
+        let logits = plan.program.logits().ok_or(EngineError::NoLogits)?;
+        let vocabulary = plan.program.value(logits).width;
+        let rows = options.chunk.min(context).max(options.sequences).max(1);
+        let limits = Limits {
+            rows,
+            outputs: options.outputs.max(options.sequences).min(rows),
+            sequences: options.sequences,
+            pages: options.sequences * Limits::pages_for(options.page_size, context),
+            page_size: options.page_size,
+            context,
+        };
+        let load = LoadOptions { limits, overflow: options.overflow };
+        let session = backend.prepare(plan, source, &load, progress)?;
+        let allocator = PageAllocator::new(limits.page_size, limits.pages)?;
+        Ok(Engine { session, allocator, sequences: Vec::new(), next_id: 0, vocabulary })
+    }
+
+    /// The prepared session.
+    pub fn session(&self) -> &dyn Session {
+        &*self.session
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        self.session.plan()
+    }
+
+    /// Longest sequence in tokens.
+    pub fn context(&self) -> usize {
+        self.session.limits().context
+    }
+
+    /// Size of the vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Checks a prompt against the vocabulary and the context.
+    ///
+    /// # Errors
+    /// Where it is empty, too long, or holds a token outside the vocabulary.
+    pub fn check_prompt(&self, prompt: &[u32], room: usize) -> Result<(), EngineError> {
+        if prompt.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if prompt.len() + room > self.context() {
+            let max_context = self.plan().program.max_context;
+            return Err(EngineError::PromptTooLong { tokens: prompt.len(), context: self.context(), max_context });
+        }
+        match prompt.iter().position(|&token| token as usize >= self.vocabulary) {
+            Some(position) => {
+                Err(EngineError::Token { token: prompt[position], position, vocabulary: self.vocabulary })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a sequence.
+    ///
+    /// # Errors
+    /// Where the prompt or the sampling parameters are not usable, or too many sequences are running.
+    pub fn add(&mut self, request: Request) -> Result<SequenceId, EngineError> {
+        self.check_prompt(&request.prompt, 1)?;
+        let limit = self.session.limits().sequences;
+        if self.sequences.len() >= limit {
+            return Err(EngineError::Sequences { wanted: limit + 1, limit });
+        }
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let rope_set = self.rope_set(request.prompt.len());
+        let end_ids = match request.end_of_text {
+            EndOfText::Stop => request.end_of_text_ids,
+            EndOfText::Ignore => Vec::new(),
+        };
+        let sequence = Sequence {
+            id,
+            prompt_length: request.prompt.len(),
+            tokens: request.prompt,
+            cached: 0,
+            rope_set,
+            sampler: Sampler::new(request.sampling, request.fallback_seed)?,
+            max_tokens: request.max_tokens,
+            end_ids,
+        };
+        self.sequences.push((sequence, self.allocator.table()));
+        Ok(id)
+    }
+
+    /// Whether any sequence is running.
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Ends a sequence and frees its pages; does nothing where it has ended already.
+    ///
+    /// # Errors
+    /// Never in practice: [`PageError`] where the pages are another engine's.
+    pub fn cancel(&mut self, id: SequenceId) -> Result<(), EngineError> {
+        if let Some(index) = self.sequences.iter().position(|(sequence, _)| sequence.id == id) {
+            let (_, table) = self.sequences.remove(index);
+            self.allocator.release(table)?;
+        }
+        Ok(())
+    }
+
+    /// Ends all sequences and frees their pages.
+    ///
+    /// # Errors
+    /// As [`Engine::cancel`].
+    pub fn reset(&mut self) -> Result<(), EngineError> {
+        for (_, table) in self.sequences.drain(..) {
+            self.allocator.release(table)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one batch: the next token of every decoding sequence and as much of the waiting prompts as fits.
+    ///
+    /// # Errors
+    /// Where the cache is full, or the logits are not finite: then the first step that made them so is named.
+    pub fn step(&mut self) -> Result<Vec<TokenEvent>, EngineError> {
+        let schedule = self.schedule()?;
+        if schedule.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self.run(&schedule)?;
+        self.collect(&schedule, &rows)
+    }
+
+    fn rope_set(&self, length: usize) -> usize {
+        self.session.plan().program.rope.as_ref().map_or(0, |rope| rope.set_for(length))
+    }
+
+    /// Chooses how many pending tokens of each sequence run: decoding ones first, so that no prompt delays them.
+    fn schedule(&mut self) -> Result<Vec<Share>, EngineError> {
+        let mut room = self.session.limits().rows;
+        let mut order: Vec<usize> = (0..self.sequences.len()).collect();
+        order.sort_by_key(|&index| (self.sequences[index].0.pending() > 1, index));
+        let mut shares = Vec::new();
+        for index in order {
+            let wanted_set = self.rope_set(self.sequences[index].0.tokens.len());
+            let (sequence, table) = &mut self.sequences[index];
+            if sequence.rope_set != wanted_set {
+                // The whole sequence turns to other frequencies: keys rotated by the old ones are worthless.
+                sequence.rope_set = wanted_set;
+                sequence.cached = 0;
+            }
+            let rows = sequence.pending().min(room);
+            if rows == 0 {
+                continue;
+            }
+            let missing = (sequence.cached + rows).saturating_sub(table.len());
+            if let Some(copy) = self.allocator.append(table, missing)? {
+                self.session.copy_page(copy.from, copy.to)?;
+            }
+            room -= rows;
+            shares.push(Share { index, rows, samples: rows == sequence.pending() });
+        }
+        shares.sort_by_key(|share| share.index);
+        Ok(shares)
+    }
+
+    /// Runs the shares and returns, for each, the row of the logits, where it has one.
+    fn run(&mut self, schedule: &[Share]) -> Result<Vec<Option<usize>>, EngineError> {
+        let mut parts = BatchParts::default();
+        let mut logits_rows = Vec::new();
+        for share in schedule {
+            let (sequence, table) = &self.sequences[share.index];
+            let start = parts.tokens.len();
+            let range = sequence.cached..sequence.cached + share.rows;
+            parts.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
+            parts.positions.extend(range.map(|position| position as u32));
+            parts.sequences.push(SequenceRows {
+                rows: start..start + share.rows,
+                block_table: table.pages(),
+                rope_set: sequence.rope_set,
+            });
+            logits_rows.push(share.samples.then_some(parts.outputs.len()));
+            if share.samples {
+                parts.outputs.push((start + share.rows - 1) as u32);
+            }
+        }
+        let batch = parts.batch();
+        self.session.run(&batch)?;
+        if self.session.logits().iter().any(|logit| !logit.is_finite()) {
+            return Err(match first_non_finite(&mut *self.session, &batch)? {
+                Some(found) => EngineError::NonFinite(found),
+                None => EngineError::NonFinite(NonFinite::vanished()),
+            });
+        }
+        Ok(logits_rows)
+    }
+
+    /// Samples from the logits and removes the sequences that ended.
+    fn collect(&mut self, schedule: &[Share], rows: &[Option<usize>]) -> Result<Vec<TokenEvent>, EngineError> {
+        let context = self.session.limits().context;
+        let mut events = Vec::new();
+        for (share, row) in schedule.iter().zip(rows) {
+            let (sequence, _) = &mut self.sequences[share.index];
+            sequence.cached += share.rows;
+            let Some(row) = row else { continue };
+            let logits = &self.session.logits()[row * self.vocabulary..(row + 1) * self.vocabulary];
+            let (prompt, generated) = sequence.tokens.split_at(sequence.prompt_length);
+            let history = History { prompt, generated };
+            let sampled = sequence.sampler.sample(logits, history)?;
+            sequence.tokens.push(sampled.token);
+            let finish = if sequence.end_ids.contains(&sampled.token) {
+                Some(FinishReason::Stop)
+            } else if sequence.generated() >= sequence.max_tokens {
+                Some(FinishReason::Length)
+            } else if sequence.tokens.len() >= context {
+                Some(FinishReason::Context)
+            } else {
+                None
+            };
+            events.push(TokenEvent {
+                sequence: sequence.id,
+                token: sampled.token,
+                logprob: sampled.logprob,
+                finish,
+            });
+        }
+        for event in events.iter().filter(|event| event.finish.is_some()) {
+            self.cancel(event.sequence)?;
+        }
+        Ok(events)
+    }
+
+    /// The session, for evaluation outside of sequences; the cache must be idle.
+    pub(crate) fn idle_session(&mut self) -> Result<(&mut dyn Session, &mut PageAllocator), EngineError> {
+        self.reset()?;
+        Ok((&mut *self.session, &mut self.allocator))
+    }
+}
+
+/// A sequence's part of a batch.
+struct Share {
+    index: usize,
+    rows: usize,
+    /// Whether its last row's logits are sampled.
+    samples: bool,
+}
+
+/// The owned pieces of a [`Batch`].
+#[derive(Default)]
+pub(crate) struct BatchParts<'a> {
+    pub tokens: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub sequences: Vec<SequenceRows<'a>>,
+    pub outputs: Vec<u32>,
+}
+
+impl BatchParts<'_> {
+    pub fn batch(&self) -> Batch<'_> {
+        Batch {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            sequences: &self.sequences,
+            outputs: &self.outputs,
+        }
+    }
+}
