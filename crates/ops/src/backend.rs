@@ -1,0 +1,233 @@
+//! What a backend is: contracts as data, a choice of kernels, and sessions that run plans.
+
+use std::sync::Arc;
+
+use mantissa_numerics::ConversionStats;
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::OpContract;
+
+use crate::batch::{Batch, BatchError, Limits};
+use crate::op::Op;
+use crate::plan::{Plan, ShapeClass};
+use crate::program::{Program, ValueId};
+use crate::source::{SourceError, TensorSource};
+
+/// What a backend says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// Short name, such as `cpu`.
+    pub name: String,
+    /// The device, in words.
+    pub device: String,
+    /// The instruction set or compute capability in use.
+    pub features: String,
+    /// Threads, where the backend has them.
+    pub threads: Option<usize>,
+}
+
+/// Which kernel runs a step for one class of shapes, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// Name of the kernel with its specialisation.
+    pub kernel: String,
+    /// What decided it.
+    pub why: String,
+}
+
+/// Executes programs. The contracts are data: they can be listed without preparing anything.
+pub trait Backend: Send + Sync {
+    /// Name, device and features.
+    fn info(&self) -> BackendInfo;
+
+    /// Everything that the backend can do, exactly.
+    fn contracts(&self) -> &[OpContract];
+
+    /// The kernel for an op of a program. Selects and hands off; computes nothing.
+    fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice;
+
+    /// Loads and packs the weights, allocates everything, and makes the plan ready to run.
+    ///
+    /// # Errors
+    /// Everything that can fail fails here: see [`PrepareError`].
+    fn prepare(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Session>, PrepareError>;
+}
+
+/// Whether a finite value of the checkpoint may become the target format's largest value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverflowRule {
+    /// Refuse the checkpoint.
+    #[default]
+    Refuse,
+    /// Saturate, and report how many.
+    Saturate,
+}
+
+/// How to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Sizes to allocate for.
+    pub limits: Limits,
+    /// What to do with values that overflow the policy's weight format.
+    pub overflow: OverflowRule,
+}
+
+/// Told how far loading is.
+pub trait Progress: Sync {
+    /// Total bytes of weights that will be read.
+    fn start(&self, total_bytes: u64);
+    /// Further bytes done.
+    fn advance(&self, bytes: u64);
+    /// Loading ended.
+    fn finish(&self);
+}
+
+/// Reports nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn start(&self, _total_bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+}
+
+/// What happened to one tensor of the checkpoint on its way into the policy's format.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversion {
+    /// The tensor.
+    pub tensor: String,
+    /// Its stored format.
+    pub from: Format,
+    /// The policy's format.
+    pub to: Format,
+    /// What was lost.
+    pub stats: ConversionStats,
+}
+
+/// What loading did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadReport {
+    /// One entry per tensor whose format changed.
+    pub conversions: Vec<Conversion>,
+    /// Bytes read from the checkpoint.
+    pub bytes_read: u64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Bytes that a session holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Packed weights.
+    pub weights: u64,
+    /// KV cache, scales included.
+    pub cache: u64,
+    /// Values, tables and scratch.
+    pub scratch: u64,
+}
+
+impl MemoryUse {
+    /// Everything.
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.scratch
+    }
+}
+
+/// A model or plan that cannot be made ready.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum PrepareError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("tensor {tensor}: wanted shape {wanted:?}, got {got:?}")]
+    Shape { tensor: String, wanted: Vec<usize>, got: Vec<usize> },
+    #[error("tensor {tensor}: {count} of its values are NaN or infinite; a norm or bias must be finite")]
+    NotFinite { tensor: String, count: u64 },
+    #[error(
+        "tensor {tensor}: {count} finite values are beyond the range of {to} (stored as {from}); choose weights={from} or \
+         another wide format, or allow saturation"
+    )]
+    Overflow { tensor: String, from: Format, to: Format, count: u64 },
+    #[error("out of memory: {what} needs {bytes} bytes")]
+    OutOfMemory { what: String, bytes: u64 },
+    #[error("{what} is {got}, but must be {wanted}")]
+    Limit { what: &'static str, got: usize, wanted: String },
+}
+
+/// A run that could not be carried out; nothing was computed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum RunError {
+    #[error("batch: {0}")]
+    Batch(#[from] BatchError),
+    #[error("value {value}: wanted {wanted} numbers, got {got}")]
+    ValueLength { value: String, wanted: usize, got: usize },
+    #[error("value {value}: {number} is not a {format} number")]
+    NotRepresentable { value: String, number: f32, format: Format },
+    #[error("page {page} is outside the cache of {pages} pages")]
+    Page { page: u32, pages: usize },
+}
+
+/// Reads a session's values, decoded exactly to f32, as the last run left them.
+pub trait ValueReader {
+    /// All rows of the value, row-major.
+    fn read(&self, value: ValueId) -> Vec<f32>;
+}
+
+/// Is told about every step of a run; for traces, hidden states and searches for the first non-finite value.
+pub trait StepObserver {
+    /// Before the step with this index in the plan.
+    fn before_step(&mut self, step: usize) {
+        let _ = step;
+    }
+    /// After it.
+    fn after_step(&mut self, step: usize, values: &dyn ValueReader);
+}
+
+/// A plan made ready: weights packed, cache and scratch allocated.
+pub trait Session: Send + ValueReader {
+    /// The plan.
+    fn plan(&self) -> &Plan;
+
+    /// The sizes it was prepared for.
+    fn limits(&self) -> &Limits;
+
+    /// What loading did.
+    fn report(&self) -> &LoadReport;
+
+    /// Bytes held.
+    fn memory(&self) -> MemoryUse;
+
+    /// Runs all steps on the batch.
+    ///
+    /// # Errors
+    /// Where the batch does not fit the limits.
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError>;
+
+    /// Runs all steps on the batch and tells the observer of each.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError>;
+
+    /// Logits of the last run, `[outputs, vocabulary]`; empty where the program computes none.
+    fn logits(&self) -> &[f32];
+
+    /// Sets the first rows of a value, for programs whose inputs are not tokens. The numbers must be representable.
+    ///
+    /// # Errors
+    /// Where the length is no multiple of the width, exceeds the limits, or a number is not representable.
+    fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError>;
+
+    /// Copies a page of the cache in all layers.
+    ///
+    /// # Errors
+    /// Where a page lies outside the cache.
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), RunError>;
+}

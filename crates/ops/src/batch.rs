@@ -1,0 +1,194 @@
+//! What one run of a plan works on.
+
+use std::ops::Range;
+
+/// The rows of one sequence in a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SequenceRows<'a> {
+    /// Its rows in the batch; consecutive positions, ascending.
+    pub rows: Range<usize>,
+    /// Pages of the cache, in the order of positions.
+    pub block_table: &'a [u32],
+    /// The frequency set of the rotary embedding.
+    pub rope_set: usize,
+}
+
+/// Tokens of one or more sequences, run together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch<'a> {
+    /// Token ids, one per row.
+    pub tokens: &'a [u32],
+    /// Position of each row in its sequence; keys and values are written there, and `position + 1` tokens are visible.
+    pub positions: &'a [u32],
+    /// Sequences, covering all rows in order.
+    pub sequences: &'a [SequenceRows<'a>],
+    /// Rows whose logits are wanted, ascending.
+    pub outputs: &'a [u32],
+}
+
+impl Batch<'_> {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// How large batches and caches of a session can become; everything is allocated for it at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of a batch.
+    pub rows: usize,
+    /// Rows of a batch whose logits are wanted.
+    pub outputs: usize,
+    /// Sequences of a batch.
+    pub sequences: usize,
+    /// Pages of the KV cache.
+    pub pages: usize,
+    /// Tokens per page: a power of two, at least [`Limits::MIN_PAGE`].
+    pub page_size: usize,
+    /// The longest sequence, in tokens.
+    pub context: usize,
+}
+
+impl Limits {
+    /// The smallest page: attention works on blocks of 16 positions.
+    pub const MIN_PAGE: usize = 16;
+
+    /// Pages that one sequence of `tokens` tokens needs.
+    pub fn pages_for(page_size: usize, tokens: usize) -> usize {
+        tokens.div_ceil(page_size)
+    }
+}
+
+/// A batch that does not fit the plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum BatchError {
+    #[error("a batch of no tokens")]
+    Empty,
+    #[error("{what}: {got} in the batch, but the session was prepared for {limit}")]
+    Limit { what: &'static str, got: usize, limit: usize },
+    #[error("{tokens} tokens but {positions} positions")]
+    Lengths { tokens: usize, positions: usize },
+    #[error("sequences cover rows up to {covered} of {rows}, or overlap")]
+    Cover { covered: usize, rows: usize },
+    #[error("row {row}: token {token} is outside the vocabulary of {vocabulary}")]
+    Token { row: usize, token: u32, vocabulary: usize },
+    #[error("row {row}: position {position} does not follow its predecessor")]
+    Position { row: usize, position: u32 },
+    #[error("row {row}: position {position} needs page {wanted} of a table of {got}")]
+    Pages { row: usize, position: u32, wanted: usize, got: usize },
+    #[error("page {page} is outside the cache of {pages} pages")]
+    Page { page: u32, pages: usize },
+    #[error("rope set {set} of a program with {sets}")]
+    RopeSet { set: usize, sets: usize },
+    #[error("output row {row} is outside the batch of {rows} rows, or not ascending")]
+    Output { row: u32, rows: usize },
+}
+
+/// What a program tells a batch check.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchRules {
+    /// Token ids must be below this, where the program embeds tokens.
+    pub vocabulary: Option<usize>,
+    /// Whether rows need pages.
+    pub cache: CacheUse,
+    /// Frequency sets.
+    pub rope_sets: usize,
+}
+
+/// Whether a program uses the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheUse {
+    /// It does.
+    Paged,
+    /// It does not: block tables are not looked at.
+    None,
+}
+
+impl Batch<'_> {
+    /// Checks the batch against a session's limits, so that kernels need not.
+    ///
+    /// # Errors
+    /// The first thing that does not fit.
+    pub fn check(&self, limits: &Limits, rules: &BatchRules) -> Result<(), BatchError> {
+        let rows = self.rows();
+        if rows == 0 {
+            return Err(BatchError::Empty);
+        }
+        for (what, got, limit) in [
+            ("rows", rows, limits.rows),
+            ("outputs", self.outputs.len(), limits.outputs),
+            ("sequences", self.sequences.len(), limits.sequences),
+        ] {
+            if got > limit {
+                return Err(BatchError::Limit { what, got, limit });
+            }
+        }
+        if self.positions.len() != rows {
+            return Err(BatchError::Lengths { tokens: rows, positions: self.positions.len() });
+        }
+        if let Some(vocabulary) = rules.vocabulary
+            && let Some(row) = self.tokens.iter().position(|&token| token as usize >= vocabulary)
+        {
+            return Err(BatchError::Token { row, token: self.tokens[row], vocabulary });
+        }
+        self.check_sequences(limits, rules)?;
+        let mut next = 0;
+        for &row in self.outputs {
+            if (row as usize) < next || row as usize >= rows {
+                return Err(BatchError::Output { row, rows });
+            }
+            next = row as usize + 1;
+        }
+        Ok(())
+    }
+
+    fn check_sequences(&self, limits: &Limits, rules: &BatchRules) -> Result<(), BatchError> {
+        let mut covered = 0;
+        for sequence in self.sequences {
+            if sequence.rows.start != covered
+                || sequence.rows.end <= covered
+                || sequence.rows.end > self.rows()
+            {
+                return Err(BatchError::Cover { covered, rows: self.rows() });
+            }
+            covered = sequence.rows.end;
+            if sequence.rope_set >= rules.rope_sets.max(1) {
+                return Err(BatchError::RopeSet { set: sequence.rope_set, sets: rules.rope_sets });
+            }
+            let positions = &self.positions[sequence.rows.clone()];
+            for (offset, &position) in positions.iter().enumerate() {
+                let row = sequence.rows.start + offset;
+                if position as usize >= limits.context {
+                    return Err(BatchError::Limit {
+                        what: "position",
+                        got: position as usize,
+                        limit: limits.context,
+                    });
+                }
+                if position as usize != positions[0] as usize + offset {
+                    return Err(BatchError::Position { row, position });
+                }
+                let page = position as usize / limits.page_size;
+                if rules.cache == CacheUse::Paged && page >= sequence.block_table.len() {
+                    return Err(BatchError::Pages {
+                        row,
+                        position,
+                        wanted: page,
+                        got: sequence.block_table.len(),
+                    });
+                }
+            }
+            if rules.cache == CacheUse::Paged
+                && let Some(&page) = sequence.block_table.iter().find(|&&page| page as usize >= limits.pages)
+            {
+                return Err(BatchError::Page { page, pages: limits.pages });
+            }
+        }
+        if covered != self.rows() {
+            return Err(BatchError::Cover { covered, rows: self.rows() });
+        }
+        Ok(())
+    }
+}

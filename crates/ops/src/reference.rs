@@ -1,0 +1,149 @@
+//! The f64 oracle: a plain interpreter of every op, as a backend.
+//!
+//! It is written to be read, not to be fast. Contracts of other backends are judged by it, see
+//! [`conformance`](crate::conformance), and so are whole models.
+
+pub mod as_contract;
+mod bounded;
+mod cache;
+mod kernels;
+pub mod number;
+mod session;
+
+use std::sync::Arc;
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::{
+    CacheFormat, Compute, ContractQuery, Family, OpContract, Order, RoundingPoint, Subnormals,
+};
+
+use crate::backend::{Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session};
+use crate::op::Op;
+use crate::plan::{Plan, ShapeClass};
+use crate::program::Program;
+use crate::source::TensorSource;
+
+use self::number::{Exact, Number, Rounded};
+pub use self::session::ReferenceSession;
+
+/// What the reference rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Nothing but the weights, once, into the policy's format: the truth of that checkpoint and policy.
+    Exact,
+    /// What the contract says, where it says so, and nothing else.
+    AsContract,
+}
+
+/// The reference as a [`Backend`].
+#[derive(Clone, Debug)]
+pub struct ReferenceBackend {
+    rounding: Rounding,
+    contracts: Vec<OpContract>,
+}
+
+/// Formats of weights and activations that the reference reads.
+const STORED: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
+
+/// Cache formats that the reference reads.
+const CACHED: [CacheFormat; 5] = [
+    CacheFormat::plain(Format::F32),
+    CacheFormat::plain(Format::F16),
+    CacheFormat::plain(Format::Bf16),
+    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F16) },
+    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F32) },
+];
+
+impl ReferenceBackend {
+    /// The reference with or without the contract's rounding points.
+    pub fn new(rounding: Rounding) -> ReferenceBackend {
+        ReferenceBackend { rounding, contracts: Family::ALL.into_iter().flat_map(contracts_of).collect() }
+    }
+
+    /// Prepares a session in any arithmetic, whoever resolved the plan.
+    ///
+    /// # Errors
+    /// As [`Backend::prepare`].
+    pub fn prepare_in<N: Number>(
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<ReferenceSession<N>, PrepareError> {
+        ReferenceSession::prepare(plan, source, options, progress)
+    }
+}
+
+/// Every combination of formats of one family.
+fn contracts_of(family: Family) -> Vec<OpContract> {
+    let weights: Vec<Option<Format>> =
+        if family.has_weights() { STORED.into_iter().map(Some).collect() } else { vec![None] };
+    let caches: Vec<Option<CacheFormat>> =
+        if family.has_cache() { CACHED.into_iter().map(Some).collect() } else { vec![None] };
+    let mut contracts = Vec::new();
+    for &weights in &weights {
+        for activations in STORED {
+            for &cache in &caches {
+                let query = ContractQuery { family, weights, activations, cache, accumulate: Format::F32 };
+                contracts.push(contract(query));
+            }
+        }
+    }
+    contracts
+}
+
+fn contract(query: ContractQuery) -> OpContract {
+    let scaled = query.cache.is_some_and(|cache| cache.scales.is_some());
+    let (order, rounding): (Order, &'static [RoundingPoint]) = match query.family {
+        Family::Embedding | Family::Rope | Family::Residual => (Order::Elementwise, &[RoundingPoint::Output]),
+        Family::Ffn => (Order::Ascending, &[RoundingPoint::Intermediate, RoundingPoint::Output]),
+        Family::Qkv if scaled => {
+            (Order::Ascending, &[RoundingPoint::Output, RoundingPoint::CacheScale, RoundingPoint::CacheWrite])
+        }
+        Family::Qkv => (Order::Ascending, &[RoundingPoint::Output, RoundingPoint::CacheWrite]),
+        Family::RmsNorm
+        | Family::Softmax
+        | Family::Sdpa
+        | Family::Matmul
+        | Family::Attention
+        | Family::SwiGlu
+        | Family::Logits => (Order::Ascending, &[RoundingPoint::Output]),
+    };
+    let output = if query.family == Family::Logits { Format::F32 } else { query.activations };
+    OpContract { query, output, compute: Compute::F64, rounding, order, subnormals: Subnormals::Kept }
+}
+
+impl Backend for ReferenceBackend {
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            name: "reference".into(),
+            device: "this machine, in f64".into(),
+            features: match self.rounding {
+                Rounding::Exact => "exact".into(),
+                Rounding::AsContract => "as the contract says".into(),
+            },
+            threads: Some(1),
+        }
+    }
+
+    fn contracts(&self) -> &[OpContract] {
+        &self.contracts
+    }
+
+    fn choose(&self, _program: &Program, op: &Op, _contract: &OpContract, _class: ShapeClass) -> KernelChoice {
+        KernelChoice { kernel: format!("{}.f64", op.family()), why: "the reference has one of each".into() }
+    }
+
+    fn prepare(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Session>, PrepareError> {
+        Ok(match self.rounding {
+            Rounding::Exact => Box::new(Self::prepare_in::<Exact>(plan, source, options, progress)?),
+            Rounding::AsContract => Box::new(Self::prepare_in::<Rounded>(plan, source, options, progress)?),
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! The truth with the interval in which every kernel that follows the contract must end.
+//!
+//! A kernel computes in f32 with any order of sums, and rounds at the contract's rounding points. Every operation
+//! here carries the errors of its operands forward and adds its own, by the standard model of floating-point
+//! arithmetic (Higham, Accuracy and Stability of Numerical Algorithms, chapters 2 and 3).
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::{CacheFormat, Subnormals};
+use mantissa_numerics::tolerance;
+
+use super::number::{Number, max_or_nan, round_to, silu};
+
+/// A true value and the interval of what a kernel may hold in its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounded {
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+/// Largest error of one f32 rounding of a number of this magnitude.
+fn rounding(magnitude: f64) -> f64 {
+    tolerance::rounding_bound(Format::F32, magnitude)
+}
+
+impl Bounded {
+    fn around(value: f64, radius: f64) -> Bounded {
+        // An infinity or NaN of the truth is demanded of the kernel as it is.
+        if value.is_finite() {
+            Bounded { value, low: value - radius, high: value + radius }
+        } else {
+            Bounded { value, low: value, high: value }
+        }
+    }
+
+    /// The result of one f32 operation: the operands' errors carried forward, then one rounding.
+    fn computed(value: f64, carried: f64) -> Bounded {
+        Bounded::around(value, carried + rounding(value.abs() + carried))
+    }
+
+    /// Largest distance of a kernel's number from the truth.
+    pub fn radius(self) -> f64 {
+        if self.value.is_finite() { (self.high - self.value).max(self.value - self.low) } else { 0.0 }
+    }
+}
+
+/// Error of a product from the errors of its factors.
+fn product_error(left: Bounded, right: Bounded) -> f64 {
+    let (a, b) = (left.radius(), right.radius());
+    left.value.abs() * b + right.value.abs() * a + a * b
+}
+
+impl Number for Bounded {
+    fn exact(value: f64) -> Bounded {
+        Bounded::around(value, 0.0)
+    }
+
+    fn table(value: f64) -> Bounded {
+        Bounded::computed(value, 0.0)
+    }
+
+    fn value(self) -> f64 {
+        self.value
+    }
+
+    fn interval(self) -> (f64, f64) {
+        (self.low, self.high)
+    }
+
+    fn add(self, other: Bounded) -> Bounded {
+        Bounded::computed(self.value + other.value, self.radius() + other.radius())
+    }
+
+    fn sub(self, other: Bounded) -> Bounded {
+        Bounded::computed(self.value - other.value, self.radius() + other.radius())
+    }
+
+    fn mul(self, other: Bounded) -> Bounded {
+        Bounded::computed(self.value * other.value, product_error(self, other))
+    }
+
+    fn div(self, other: Bounded) -> Bounded {
+        let (numerator, denominator) = (self.value.abs(), other.value.abs());
+        let carried = (numerator * other.radius() + denominator * self.radius())
+            / (denominator * (denominator - other.radius()).max(0.0));
+        // No error over zero is none.
+        let carried = if carried.is_nan() { 0.0 } else { carried };
+        Bounded::computed(self.value / other.value, carried)
+    }
+
+    fn sqrt(self) -> Bounded {
+        let root = self.value.sqrt();
+        let below = root - (self.value - self.radius()).max(0.0).sqrt();
+        let above = (self.value + self.radius()).sqrt() - root;
+        Bounded::computed(root, below.max(above))
+    }
+
+    fn exp(self) -> Bounded {
+        let value = self.value.exp();
+        let carried = value * self.radius().exp_m1();
+        Bounded::around(value, carried + exp_error(value + carried))
+    }
+
+    fn silu(self) -> Bounded {
+        let value = silu(self.value);
+        // The slope of silu is below 1.1 everywhere; negation, sum, quotient and product round once each.
+        let carried = 1.1 * self.radius();
+        let magnitude = value.abs() + carried;
+        let own = exp_error(magnitude) + 4.0 * rounding(magnitude);
+        // Where exp(-x) overflows in f32, the kernel's result is zero and the true one below |x| * min_normal.
+        let lost = self.value.abs() * Format::F32.min_normal();
+        Bounded::around(value, carried + own + lost)
+    }
+
+    fn max(self, other: Bounded) -> Bounded {
+        Bounded::around(max_or_nan(self.value, other.value), self.radius().max(other.radius()))
+    }
+
+    fn dot(terms: impl Iterator<Item = (Bounded, Bounded)>, subnormals: Subnormals) -> Bounded {
+        let tiny = Format::F32.min_normal();
+        let (mut value, mut magnitude, mut carried, mut length) = (0.0, 0.0, 0.0, 0_usize);
+        for (left, right) in terms {
+            let product = left.value * right.value;
+            let error = product_error(left, right);
+            value += product;
+            magnitude += product.abs() + error;
+            carried += error;
+            length += 1;
+            if subnormals == Subnormals::FlushedInProducts {
+                let flushed = left.value.abs() < tiny || right.value.abs() < tiny;
+                carried += if flushed { product.abs() } else { 0.0 };
+                // The product and the sum so far may each be flushed.
+                carried += 2.0 * tiny;
+            }
+        }
+        Bounded::around(value, carried + tolerance::dot_bound(length, Format::F32, magnitude))
+    }
+
+    fn sum(terms: impl Iterator<Item = Bounded>) -> Bounded {
+        Bounded::dot(terms.map(|term| (term, Bounded::exact(1.0))), Subnormals::Kept)
+    }
+
+    fn rescaled(self, times: usize) -> Bounded {
+        // Each correction multiplies by an exponential: its error and one rounding.
+        let magnitude = self.value.abs() + self.radius();
+        let own = times as f64 * (exp_error(magnitude) + rounding(magnitude));
+        Bounded::around(self.value, self.radius() + own)
+    }
+
+    fn round(self, format: Format) -> Bounded {
+        // Rounding is monotone, so the ends of the interval bound what is stored.
+        Bounded { value: self.value, low: round_to(self.low, format), high: round_to(self.high, format) }
+    }
+
+    fn through_cache(vector: &mut [Bounded], cache: CacheFormat) {
+        let Some(scales) = cache.scales else {
+            return vector.iter_mut().for_each(|number| *number = number.round(cache.format));
+        };
+        let largest = vector.iter().fold(0.0, |a: f64, b| a.max(b.value.abs()));
+        let error = vector.iter().fold(0.0, |a: f64, b| a.max(b.radius()));
+        let limit = cache.format.max_finite();
+        let wanted = (largest + error) / limit;
+        let scale_error = tolerance::rounding_bound(scales, wanted) + rounding(wanted) + error / limit;
+        // Non-zero vectors have a scale of at least the smallest subnormal.
+        let scale = (wanted + scale_error).max(scales.min_subnormal());
+        // A scale that was rounded down, or had to be, saturates the largest values.
+        let saturated = limit * (scale_error + (wanted - scales.max_finite()).max(0.0));
+        for number in vector {
+            let magnitude = number.value.abs() + number.radius();
+            let own = magnitude * cache.format.unit_roundoff() + scale * cache.format.min_subnormal() / 2.0;
+            // Quotient by the scale, and product with it when read.
+            let quotient = 2.0 * rounding(magnitude);
+            *number = Bounded::around(number.value, number.radius() + own + quotient + saturated);
+        }
+    }
+}
+
+/// Error of the kernels' exponential at a result of this magnitude; results below the normal range may be lost.
+fn exp_error(magnitude: f64) -> f64 {
+    tolerance::TRANSCENDENTAL_ULPS * 2.0 * Format::F32.unit_roundoff() * magnitude + Format::F32.min_normal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(number: Bounded, computed: f32) {
+        let (low, high) = number.interval();
+        assert!((low..=high).contains(&f64::from(computed)), "{computed} is not in {low}..{high}");
+    }
+
+    #[test]
+    fn f32_arithmetic_stays_inside_and_bf16_does_not() {
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        for i in 0..200_u32 {
+            left.push((f64::from(i) * 0.37).sin() as f32);
+            right.push((f64::from(i) * 0.91).cos() as f32);
+        }
+        let number = |x: &f32| Bounded::exact(f64::from(*x));
+        let terms = || left.iter().map(number).zip(right.iter().map(number));
+        let dot = Bounded::dot(terms(), Subnormals::Kept);
+        let chain = left.iter().zip(&right).fold(0.0_f32, |sum, (a, b)| a.mul_add(*b, sum));
+        holds(dot, chain);
+        let narrow = left.iter().zip(&right).fold(0.0_f64, |sum, (a, b)| {
+            round_to(sum + f64::from(a * b), Format::Bf16)
+        });
+        let (low, high) = dot.interval();
+        assert!(!(low..=high).contains(&narrow));
+        holds(dot.silu(), chain / (1.0 + (-chain).exp()));
+        holds(dot.exp().sqrt().div(number(&3.0)), chain.exp().sqrt() / 3.0);
+    }
+
+    #[test]
+    fn rounding_admits_one_value_away_from_ties() {
+        let number = Bounded::computed(1.003, 0.0).round(Format::Bf16);
+        assert_eq!(number.interval(), (1.0, 1.0));
+        assert_eq!(number.value(), 1.003);
+        let tie = Bounded::computed(1.0 + 1.0 / 256.0, 0.0).round(Format::Bf16);
+        assert_eq!(tie.interval(), (1.0, 1.0078125));
+    }
+
+    #[test]
+    fn infinities_and_nan_are_demanded() {
+        let infinite = Bounded::exact(1e30).mul(Bounded::exact(1e30)).round(Format::F16);
+        assert_eq!(infinite.interval(), (f64::INFINITY, f64::INFINITY));
+        assert!(Bounded::exact(f64::NAN).add(Bounded::exact(1.0)).interval().0.is_nan());
+    }
+}
