@@ -1,1 +1,3 @@
-//! To be written.
+//! Model files: checkpoints, their configuration and their tokenizers, and architectures as readable code.
+
+pub mod gguf;
