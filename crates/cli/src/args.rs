@@ -1,0 +1,97 @@
+//! The command line, as clap sees it.
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser};
+
+use crate::commands::Command;
+
+/// Runs large language models in exactly the number formats you ask for.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mantissa",
+    version,
+    styles = STYLES,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    after_help = EXAMPLES
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXAMPLES: &str = "\
+Examples:
+  mantissa run ./Qwen2.5-0.5B -p \"Once upon a time\"          continue a text
+  mantissa run Qwen/Qwen2.5-0.5B-Instruct --chat -p \"Hi\"     download a model and ask it
+  mantissa chat model.gguf --policy f16                      talk, with everything in f16
+  mantissa inspect ./Qwen2.5-0.5B                            what is in it, and what each policy would cost
+
+MODEL is a Hugging Face folder, a .gguf file, or a repository id such as Qwen/Qwen2.5-0.5B-Instruct.";
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Number formats: a preset (f32, f16, bf16, memory-efficient, high-precision), overrides of one
+    /// (bf16,kv_cache=f8e4m3), or a .toml file
+    #[arg(long, global = true, value_name = "P", env = "MANTISSA_POLICY", hide_env_values = true)]
+    pub policy: Vec<String>,
+
+    /// Where to compute: cpu, or auto for the best there is
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto", hide_default_value = true)]
+    pub device: String,
+
+    /// Threads to compute with; the physical cores if not given. The result does not depend on it
+    #[arg(long, global = true, value_name = "N", env = "MANTISSA_THREADS", hide_env_values = true)]
+    pub threads: Option<usize>,
+
+    /// CPU instruction set: avx512, avx2, neon or scalar; the best there is if not given
+    #[arg(long, global = true, value_name = "ISA", env = "MANTISSA_CPU_ISA", hide_env_values = true)]
+    pub cpu_isa: Option<String>,
+
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
+    pub color: anstream_color::Choice,
+
+    /// Say more on standard error, such as what loading converted
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+}
+
+mod anstream_color {
+    //! `--color`, as clap parses it and anstream obeys it.
+
+    /// When to use colours.
+    #[derive(Clone, Copy, Debug, clap::ValueEnum)]
+    pub enum Choice {
+        /// On a terminal, unless NO_COLOR is set.
+        Auto,
+        /// Always.
+        Always,
+        /// Never.
+        Never,
+    }
+
+    impl Choice {
+        /// Makes every stream of this process obey.
+        pub fn write_global(self) {
+            match self {
+                Choice::Auto => anstream::ColorChoice::Auto,
+                Choice::Always => anstream::ColorChoice::Always,
+                Choice::Never => anstream::ColorChoice::Never,
+            }
+            .write_global();
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! `mantissa completions`.
+
+use anyhow::{Result, bail};
+
+use crate::context::Context;
+
+/// Arguments of `mantissa completions`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Carries the command out.
+pub fn run(_args: &Args, _context: &Context) -> Result<()> {
+    bail!("not there yet")
+}

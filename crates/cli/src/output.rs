@@ -1,0 +1,113 @@
+//! What goes to the streams and to files: errors, results, progress.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::interrupt::{self, Interrupted};
+
+/// Standard output, which loses colours where they are not wanted. Write with `writeln!` and `?`: a closed pipe is then
+/// a quiet end of the process, where `println!` would panic.
+pub fn stdout() -> anstream::AutoStream<io::StdoutLock<'static>> {
+    anstream::AutoStream::auto(io::stdout()).lock()
+}
+
+/// Standard error, likewise.
+pub fn stderr() -> anstream::AutoStream<io::StderrLock<'static>> {
+    anstream::AutoStream::auto(io::stderr()).lock()
+}
+
+/// Prints a value as one line of JSON.
+pub fn json(value: &impl serde::Serialize) -> Result<()> {
+    let mut out = stdout();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Prints an error, one problem a line with its causes, and gives the exit code.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    if error.is::<Interrupted>() {
+        return ExitCode::from(interrupt::EXIT_CODE);
+    }
+    let closed = |cause: &(dyn std::error::Error + 'static)| {
+        let io = cause.downcast_ref::<io::Error>();
+        let json = cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        io.map(io::Error::kind).or(json) == Some(io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(closed) {
+        // Whoever read the output has had enough.
+        return ExitCode::SUCCESS;
+    }
+    let style = Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
+    let mut out = stderr();
+    // Nothing is left to do where standard error cannot be written either.
+    let _ = writeln!(out, "{style}error:{style:#} {}", message(error));
+    ExitCode::FAILURE
+}
+
+/// The error with its causes, each said once: library errors often repeat their source's text.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// A progress bar over bytes on standard error, drawn only on a terminal.
+pub fn byte_bar(label: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), target());
+    if let Ok(style) =
+        ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+    {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(label);
+    bar
+}
+
+fn target() -> ProgressDrawTarget {
+    if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+/// Writes a file so that it is there whole or not at all: beside its place first, then renamed.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+    let temporary =
+        path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
+    let removed_on_error = Partial(Some(temporary.clone()));
+    let file = File::create(&temporary).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut writer = io::BufWriter::new(file);
+    write(&mut writer).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all().with_context(|| format!("cannot write {}", path.display()))?;
+    std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))?;
+    removed_on_error.keep();
+    Ok(())
+}
+
+/// A file that is removed unless it is kept.
+struct Partial(Option<PathBuf>);
+
+impl Partial {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // It may never have come into being; the error that led here is the one to report.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
