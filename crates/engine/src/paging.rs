@@ -253,6 +253,7 @@ impl PageAllocator {
     pub fn fork(&mut self, table: &BlockTable) -> Result<BlockTable, PageError> {
         self.check_owner(table)?;
         for &page in &table.pages {
+            // Tables are larger than a count's 4 bytes times ten: memory ends long before the count does.
             self.references[page as usize] += 1;
         }
         Ok(BlockTable { owner: table.owner, pages: table.pages.clone(), ..*table })

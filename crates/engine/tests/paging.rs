@@ -205,10 +205,9 @@ impl World {
                 assert!(wanted > free && fits < tokens);
                 assert_eq!((table.pages(), table.len()), (&old_pages[..], old_length));
                 // What is said to fit does, and no more.
-                let mut trial = self.pages.fork(table).unwrap();
-                std::mem::swap(&mut trial, table);
-                self.pages.release(trial).unwrap();
                 assert!(self.pages.append(table, fits + 1).is_err());
+                self.append(index, fits);
+                assert_eq!(self.sequences[index].0.len(), old_length + fits);
             }
             Err(error) => panic!("{error}"),
         }

@@ -13,10 +13,10 @@
 //! a checkpoint's `generation_config.json` were chosen with transformers, and mean something else in another order.
 //!
 //! # Precision
-//! Penalties are f32 arithmetic. Differences to the largest logit, exponentials and sums are f64, in an order that
-//! depends on the number of logits alone. Exponential and logarithm are this module's own and use only operations
-//! that IEEE 754 rounds exactly, where those of the system's library differ between platforms. Equal logits rank by
-//! id, lowest first. So logits, parameters, seed and history determine the token everywhere.
+//! Penalties, differences to the largest logit and exponentials are f32; sums are f64, in an order that depends on
+//! the number of logits alone. Exponential and logarithm are this module's own and use only operations that IEEE 754
+//! rounds exactly, where those of the system's library differ between platforms. Equal logits rank by id, lowest
+//! first. So logits, parameters, seed and history determine the token everywhere.
 
 mod math;
 mod params;

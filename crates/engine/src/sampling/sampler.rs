@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::math::{self, BLOCK, Softmax};
 use super::penalties::Penalties;
-use super::select::{Candidate, best_candidates};
+use super::select::{RankKey, best_ranked, token_of};
 use super::{History, InvalidParam, SamplingParams};
 
 /// The token chosen.
@@ -81,7 +81,7 @@ pub struct Sampler {
     // Buffers that outlive a call, so that a token costs no allocation.
     penalties: Penalties,
     penalised: Vec<f32>,
-    candidates: Vec<Candidate>,
+    ranked: Vec<RankKey>,
     weights: Vec<f64>,
 }
 
@@ -106,7 +106,7 @@ impl Sampler {
             rng: ChaCha12Rng::from_seed(key),
             penalties: Penalties::default(),
             penalised: Vec::new(),
-            candidates: Vec::new(),
+            ranked: Vec::new(),
             weights: Vec::new(),
         })
     }
@@ -121,28 +121,28 @@ impl Sampler {
         self.seed
     }
 
-    /// Chooses the next token from `logits` [vocabulary].
+    /// Chooses the next token from `logits`, one for each token of the vocabulary.
     ///
     /// # Errors
     /// A logit that is NaN or plus infinity, no logit above minus infinity, or a token of `history` outside the
     /// vocabulary (only looked for if there are penalties). The sampler is as it was before.
     pub fn sample(&mut self, logits: &[f32], history: History<'_>) -> Result<Sampled, SampleError> {
-        let model_max = checked_max(logits)?;
+        let max = checked_max(logits)?;
         let token = if self.params.has_penalties() {
             let mut penalised = std::mem::take(&mut self.penalised);
             penalised.clear();
             penalised.extend_from_slice(logits);
             let applied = self.penalties.apply(&self.params, history, &mut penalised);
-            let token = applied.map(|()| self.choose(&penalised, max(&penalised)));
+            let token = applied.map(|()| self.choose(&penalised, scan(&penalised).max));
             self.penalised = penalised;
             token?
         } else {
-            self.choose(logits, model_max)
+            self.choose(logits, max)
         };
-        let log_sum = math::ln(Softmax::new(model_max, 1.0, 0.0).sum(logits));
-        let logprob = f64::from(logits[token as usize]) - f64::from(model_max) - log_sum;
-        // Rounding may leave a certain token a hair above 0.
-        Ok(Sampled { token, logprob: logprob.min(0.0) as f32 })
+        let log_sum = math::ln(Softmax::new(max, 1.0, 0.0).sum(logits));
+        // The sum is at least the 1 of the largest logit, so this is 0 or less.
+        let logprob = f64::from(logits[token as usize]) - f64::from(max) - log_sum;
+        Ok(Sampled { token, logprob: logprob as f32 })
     }
 
     /// `max` is the largest of `logits`, and finite.
@@ -165,7 +165,7 @@ impl Sampler {
         let mut target = uniform(&mut self.rng) * total;
         let block = walk(self.weights.iter().copied(), &mut target);
         let start = block * BLOCK;
-        let weights = logits[start..].iter().take(BLOCK).map(|&logit| softmax.weight(logit));
+        let weights = logits[start..].iter().take(BLOCK).map(|&logit| f64::from(softmax.weight(logit)));
         (start + walk(weights, &mut target)) as u32
     }
 
@@ -199,14 +199,15 @@ impl Sampler {
         let likely = self.weights.partition_point(|&weight| weight >= f64::from(min_p));
         self.weights.truncate(likely);
         let mut target = uniform(&mut self.rng) * self.weights.iter().sum::<f64>();
-        self.candidates[walk(self.weights.iter().copied(), &mut target)].token
+        token_of(self.ranked[walk(self.weights.iter().copied(), &mut target)])
     }
 
-    /// Fills `candidates` and `weights` with the `count` best-ranked tokens.
+    /// Fills `ranked` and `weights` with the `count` best-ranked tokens.
     fn rank(&mut self, logits: &[f32], softmax: &Softmax, count: usize) {
-        best_candidates(logits, count, &mut self.candidates);
+        best_ranked(logits, count, &mut self.ranked);
         self.weights.clear();
-        self.weights.extend(self.candidates.iter().map(|candidate| softmax.weight(candidate.logit)));
+        self.weights
+            .extend(self.ranked.iter().map(|&key| f64::from(softmax.weight(logits[token_of(key) as usize]))));
     }
 }
 
@@ -250,32 +251,43 @@ fn checked_max(logits: &[f32]) -> Result<f32, SampleError> {
     if u32::try_from(logits.len()).is_err() {
         return Err(SampleError::TooMany { got: logits.len() });
     }
-    // NaN and plus infinity are what is not below infinity. Counted, not searched, so that it is one fast pass.
-    let is_bad = |logit: &f32| !matches!(logit.partial_cmp(&f32::INFINITY), Some(std::cmp::Ordering::Less));
-    let count = logits.iter().filter(|&logit| is_bad(logit)).count();
-    if count > 0 {
+    let Scan { max, has_nan } = scan(logits);
+    if has_nan || max == f32::INFINITY {
+        let count = logits.iter().filter(|&&logit| logit.is_nan() || logit == f32::INFINITY).count();
         return Err(match logits.iter().position(|logit| logit.is_nan()) {
             Some(index) => SampleError::NotANumber { index, count },
-            None => SampleError::Infinite { index: first_at(logits, f32::INFINITY) as usize, count },
+            None => SampleError::Infinite { index: first_at(logits, max) as usize, count },
         });
     }
-    match max(logits) {
-        f32::NEG_INFINITY => Err(SampleError::NothingPossible { count: logits.len() }),
-        max => Ok(max),
+    if max == f32::NEG_INFINITY {
+        return Err(SampleError::NothingPossible { count: logits.len() });
     }
+    Ok(max)
 }
 
-/// The largest of logits without NaN.
-fn max(logits: &[f32]) -> f32 {
+/// What one fast pass over the logits sees.
+struct Scan {
+    /// The largest that is not NaN.
+    max: f32,
+    has_nan: bool,
+}
+
+fn scan(logits: &[f32]) -> Scan {
     // Several running maxima, as one alone would wait for itself at every step.
-    let (lanes, rest) = logits.as_chunks::<16>();
     let mut largest = [f32::NEG_INFINITY; 16];
-    for chunk in lanes {
-        for (max, &logit) in largest.iter_mut().zip(chunk) {
+    let mut nan = [0u32; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for ((max, nan), &logit) in largest.iter_mut().zip(&mut nan).zip(chunk) {
             *max = if logit > *max { logit } else { *max };
+            *nan |= u32::from(logit.is_nan());
         }
     }
-    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    Scan {
+        // `f32::max` passes over NaN.
+        max: largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max),
+        has_nan: nan.iter().any(|&nan| nan != 0) || rest.iter().any(|logit| logit.is_nan()),
+    }
 }
 
 /// The first token whose logit is `value`; ties go to the lowest id by this.

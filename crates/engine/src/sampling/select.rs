@@ -1,20 +1,20 @@
 //! The largest logits, without sorting the vocabulary.
 
-use std::cmp::Ordering;
+/// A logit and its token in one number, smaller the better the rank: the largest logit first, then the lowest token.
+/// Comparing them is one instruction. 0 and -0 are equal; logits are not NaN.
+pub(super) type RankKey = u64;
 
-/// A token that may be drawn.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) logit: f32,
-    pub(super) token: u32,
+fn rank_key(logit: f32, token: u32) -> RankKey {
+    // Adding 0 makes -0 to 0. Bits of positive floats are ordered like the floats, those of negative ones the other
+    // way round.
+    let bits = (logit + 0.0).to_bits();
+    let descending = if bits >> 31 == 0 { !bits & 0x7fff_ffff } else { bits };
+    u64::from(descending) << 32 | u64::from(token)
 }
 
-impl Candidate {
-    /// Largest logit first, then lowest token. Total, as no logit is NaN; 0 and -0 are equal.
-    fn rank(&self, other: &Self) -> Ordering {
-        let by_logit = other.logit.partial_cmp(&self.logit).unwrap_or(Ordering::Equal);
-        by_logit.then(self.token.cmp(&other.token))
-    }
+/// The token of a key.
+pub(super) fn token_of(key: RankKey) -> u32 {
+    (key & 0xffff_ffff) as u32
 }
 
 /// Replaces `best` by the `count` best-ranked tokens in order, or all if there are fewer. Tokens at minus infinity
@@ -23,29 +23,29 @@ impl Candidate {
 /// One pass that compares each logit with the worst one worth keeping. Tokens that pass gather until there are twice
 /// as many as wanted; then half of them go. So the work is linear in the logits whatever their order, and next to
 /// nothing beyond the comparison in the usual one.
-pub(super) fn best_candidates(logits: &[f32], count: usize, best: &mut Vec<Candidate>) {
+pub(super) fn best_ranked(logits: &[f32], count: usize, best: &mut Vec<RankKey>) {
     best.clear();
     let room = count.saturating_mul(2).max(64);
     let mut threshold = f32::NEG_INFINITY;
     for (token, &logit) in (0u32..).zip(logits) {
         // Strictly: of equal logits the earlier ones, with lower tokens, stay.
         if logit > threshold {
-            best.push(Candidate { logit, token });
+            best.push(rank_key(logit, token));
             if best.len() == room {
                 keep_best(best, count);
-                threshold = best[count - 1].logit;
+                threshold = logits[token_of(best[count - 1]) as usize];
             }
         }
     }
     keep_best(best, count);
-    best.sort_unstable_by(Candidate::rank);
+    best.sort_unstable();
 }
 
 /// Drops all but the `count` best-ranked; the worst of those is the last one.
-fn keep_best(candidates: &mut Vec<Candidate>, count: usize) {
-    if candidates.len() > count {
-        candidates.select_nth_unstable_by(count - 1, Candidate::rank);
-        candidates.truncate(count);
+fn keep_best(keys: &mut Vec<RankKey>, count: usize) {
+    if keys.len() > count {
+        keys.select_nth_unstable(count - 1);
+        keys.truncate(count);
     }
 }
 
@@ -53,6 +53,12 @@ fn keep_best(candidates: &mut Vec<Candidate>, count: usize) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn best(logits: &[f32], count: usize) -> Vec<u32> {
+        let mut keys = Vec::new();
+        best_ranked(logits, count, &mut keys);
+        keys.into_iter().map(token_of).collect()
+    }
 
     proptest! {
         #[test]
@@ -65,32 +71,31 @@ mod tests {
                 .into_iter()
                 .map(|l| if l == i8::MIN { f32::NEG_INFINITY } else { f32::from(l) * 0.5 })
                 .collect();
-            let mut sorted: Vec<Candidate> = (0u32..)
-                .zip(&logits)
-                .filter(|&(_, &logit)| logit > f32::NEG_INFINITY)
-                .map(|(token, &logit)| Candidate { logit, token })
-                .collect();
+            let mut sorted: Vec<u32> =
+                (0u32..).zip(&logits).filter(|&(_, &l)| l > f32::NEG_INFINITY).map(|(token, _)| token).collect();
             // A stable sort by logit alone leaves ties in order of tokens.
-            sorted.sort_by(|a, b| b.logit.total_cmp(&a.logit));
+            sorted.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
             sorted.truncate(count);
-            let mut best = Vec::new();
-            best_candidates(&logits, count, &mut best);
-            prop_assert_eq!(best, sorted);
+            prop_assert_eq!(best(&logits, count), sorted);
+        }
+
+        #[test]
+        fn keys_are_ordered_like_logits(a in any::<f32>(), b in any::<f32>()) {
+            prop_assume!(!a.is_nan() && !b.is_nan());
+            prop_assert_eq!(rank_key(a, 5) < rank_key(b, 5), a > b);
+            prop_assert_eq!(rank_key(a, 4) < rank_key(b, 5), a >= b);
+            prop_assert_eq!(token_of(rank_key(a, u32::MAX)), u32::MAX);
         }
     }
 
     #[test]
     fn ascending_logits_are_the_worst_case_and_right() {
         let logits: Vec<f32> = (0u16..20_000).map(f32::from).collect();
-        let mut best = Vec::new();
-        best_candidates(&logits, 3, &mut best);
-        assert_eq!(best.iter().map(|c| c.token).collect::<Vec<_>>(), [19_999, 19_998, 19_997]);
+        assert_eq!(best(&logits, 3), [19_999, 19_998, 19_997]);
     }
 
     #[test]
     fn negative_zero_ties_with_zero() {
-        let mut best = Vec::new();
-        best_candidates(&[-0.0, 0.0, -0.0], 2, &mut best);
-        assert_eq!(best.iter().map(|c| c.token).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(best(&[-0.0, 0.0, -0.0], 2), [0, 1]);
     }
 }
