@@ -248,7 +248,11 @@ fn bad_logits_are_errors_that_name_the_place() {
     logits[17] = f32::NAN;
     logits[39] = -f32::NAN;
     assert_eq!(error(&logits), SampleError::NotANumber { index: 17, count: 3 });
-    assert!(error(&logits).to_string().contains("logit 17 is NaN"));
+    assert_eq!(
+        error(&logits).to_string(),
+        "cannot sample: logit 17 is NaN (3 are NaN or +infinity); trace the first layer that is not finite, or use a \
+         policy with a wider range"
+    );
 
     let params = SamplingParams { presence_penalty: 1.0, ..Default::default() };
     let history = History { prompt: &[9], generated: &[] };

@@ -33,8 +33,8 @@ pub enum SampleError {
     },
     /// A logit is NaN: the forward pass went wrong.
     #[error(
-        "cannot sample: logit {index} is NaN, the first of {count} that are not a number or +infinity; trace the \
-             first layer that is not finite, or use a policy with a wider range"
+        "cannot sample: logit {index} is NaN ({count} are NaN or +infinity); trace the first layer that is not finite, \
+         or use a policy with a wider range"
     )]
     NotANumber {
         /// The first NaN.
@@ -44,8 +44,8 @@ pub enum SampleError {
     },
     /// A logit is plus infinity: the forward pass overflowed.
     #[error(
-        "cannot sample: logit {index} is +infinity, the first of {count}; trace the first layer that is not \
-             finite, or use a policy with a wider range"
+        "cannot sample: logit {index} is +infinity ({count} are); trace the first layer that is not finite, or use a \
+         policy with a wider range"
     )]
     Infinite {
         /// The first plus infinity.
