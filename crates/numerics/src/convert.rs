@@ -1,13 +1,14 @@
 //! Conversions between formats, bit for bit.
 //!
 //! [`encode`] and [`decode`] are written from the definition of the formats in integer arithmetic: they are the
-//! oracle of every faster conversion. [`slice`] converts whole tensors at memory speed and counts what was lost;
+//! oracle of every faster conversion. [`mod@slice`] converts whole tensors at memory speed and counts what was lost;
 //! the conversion of one [`Element`] sits between the two.
 
 mod element;
 pub mod slice;
 
 pub use element::{E4M3, Element};
+pub use slice::{ConversionStats, ConvertError, convert_slice, decode_slice, encode_slice};
 
 use crate::format::{Format, Specials};
 

@@ -7,16 +7,14 @@ compile_error!("checkpoints are little endian and are used in place: big-endian 
 
 pub mod block;
 pub mod compare;
+pub mod contract;
 pub mod convert;
 pub mod format;
 pub mod policy;
 pub mod tolerance;
 
 pub use block::BlockFormat;
-pub use convert::{
-    E4M3, Element,
-    slice::{ConversionStats, ConvertError, convert_slice, decode_slice, encode_slice},
-};
+pub use convert::{ConversionStats, ConvertError, E4M3, Element, convert_slice, decode_slice, encode_slice};
 pub use format::{Ecosystem, Format};
 pub use policy::{
     Field, PolicyError, PrecisionPolicy, Preset, default_policy, reset_default_policy, resolve,
