@@ -6,6 +6,14 @@
 //!
 //! Nothing here knows a backend: a sequence is given to whichever one the plan was made for.
 
+pub mod engine;
 pub mod paging;
+pub mod probe;
 pub mod sampling;
+pub mod score;
+pub mod sequence;
 pub mod stop;
+
+pub use engine::{Engine, EngineError, EngineOptions};
+pub use score::{Hidden, Scores};
+pub use sequence::{EndOfText, FinishReason, Request, SequenceId, TokenEvent};
