@@ -4,9 +4,11 @@ pub mod backend;
 pub mod batch;
 pub mod builder;
 pub mod cost;
+pub mod load;
 pub mod op;
 pub mod plan;
 pub mod program;
+pub mod reference;
 pub mod source;
 pub mod view;
 
@@ -19,5 +21,6 @@ pub use builder::ProgramBuilder;
 pub use op::Op;
 pub use plan::{Plan, PlanError, ShapeClass, Step};
 pub use program::{Program, ValueId, WeightId};
+pub use reference::{ReferenceBackend, ReferenceSession};
 pub use source::{RowOrder, SourceError, TensorSource};
 pub use view::{View, ViewError};

@@ -99,7 +99,7 @@ fn convert_part(
         OverflowRule::Saturate => Overflow::Saturate,
     };
     let stored_row = bytes.len() / part.tensor_rows;
-    let mut convert = |stored: &[u8], out: &mut [u8]| {
+    let convert = |stored: &[u8], out: &mut [u8]| {
         convert_slice(stored, view.format(), out, target.format, overflow)
             .map_err(|error: ConvertError| unreadable(error.to_string()))
     };

@@ -1,4 +1,4 @@
-//! The truth with the interval in which every kernel that follows the contract must end.
+//! What the contract says, with the interval in which every kernel that follows it must end.
 //!
 //! A kernel computes in f32 with any order of sums, and rounds at the contract's rounding points. Every operation
 //! here carries the errors of its operands forward and adds its own, by the standard model of floating-point
@@ -8,9 +8,10 @@ use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, Subnormals};
 use mantissa_numerics::tolerance;
 
-use super::number::{Number, max_or_nan, round_to, silu};
+use super::number::{Number, cache_scale, max_or_nan, round_to, silu};
 
-/// A true value and the interval of what a kernel may hold in its place.
+/// A number as f64 arithmetic with the contract's rounding points gives it, and the interval of what a kernel may
+/// hold in its place.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounded {
     value: f64,
@@ -25,7 +26,7 @@ fn rounding(magnitude: f64) -> f64 {
 
 impl Bounded {
     fn around(value: f64, radius: f64) -> Bounded {
-        // An infinity or NaN of the truth is demanded of the kernel as it is.
+        // An infinity or NaN is demanded of the kernel as it is.
         if value.is_finite() {
             Bounded { value, low: value - radius, high: value + radius }
         } else {
@@ -38,7 +39,7 @@ impl Bounded {
         Bounded::around(value, carried + rounding(value.abs() + carried))
     }
 
-    /// Largest distance of a kernel's number from the truth.
+    /// Largest distance of a kernel's number from this one.
     pub fn radius(self) -> f64 {
         if self.value.is_finite() { (self.high - self.value).max(self.value - self.low) } else { 0.0 }
     }
@@ -149,29 +150,61 @@ impl Number for Bounded {
 
     fn round(self, format: Format) -> Bounded {
         // Rounding is monotone, so the ends of the interval bound what is stored.
-        Bounded { value: self.value, low: round_to(self.low, format), high: round_to(self.high, format) }
+        let [value, low, high] = [self.value, self.low, self.high].map(|end| round_to(end, format));
+        Bounded { value, low, high }
     }
 
     fn through_cache(vector: &mut [Bounded], cache: CacheFormat) {
         let Some(scales) = cache.scales else {
             return vector.iter_mut().for_each(|number| *number = number.round(cache.format));
         };
-        let largest = vector.iter().fold(0.0, |a: f64, b| a.max(b.value.abs()));
-        let error = vector.iter().fold(0.0, |a: f64, b| a.max(b.radius()));
-        let limit = cache.format.max_finite();
-        let wanted = (largest + error) / limit;
-        let scale_error = tolerance::rounding_bound(scales, wanted) + rounding(wanted) + error / limit;
-        // Non-zero vectors have a scale of at least the smallest subnormal.
-        let scale = (wanted + scale_error).max(scales.min_subnormal());
-        // A scale that was rounded down, or had to be, saturates the largest values.
-        let saturated = limit * (scale_error + (wanted - scales.max_finite()).max(0.0));
+        let scale = ScaleRange::of(vector, cache.format, scales);
         for number in vector {
-            let magnitude = number.value.abs() + number.radius();
-            let own = magnitude * cache.format.unit_roundoff() + scale * cache.format.min_subnormal() / 2.0;
-            // Quotient by the scale, and product with it when read.
-            let quotient = 2.0 * rounding(magnitude);
-            *number = Bounded::around(number.value, number.radius() + own + quotient + saturated);
+            *number = scale.stored(*number, cache.format);
         }
+    }
+}
+
+/// The stored scale of a cached vector, and the scales that rounding errors of its values may lead to.
+#[derive(Clone, Copy, Debug)]
+struct ScaleRange {
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+impl ScaleRange {
+    fn of(vector: &[Bounded], format: Format, scales: Format) -> ScaleRange {
+        let value = cache_scale(vector.iter().map(|number| number.value), format, scales);
+        let largest = |magnitude: fn(&Bounded) -> f64| vector.iter().map(magnitude).fold(0.0, f64::max);
+        // The quotient by the format's largest value is rounded to f32 before it is stored.
+        let below = largest(|number| number.value.abs() - number.radius());
+        let above = largest(|number| number.value.abs() + number.radius());
+        let low = cache_scale(std::iter::once(below - rounding(below)), format, scales);
+        let high = cache_scale(std::iter::once(above + rounding(above)), format, scales);
+        ScaleRange { value, low: low.min(value), high: high.max(value) }
+    }
+
+    fn stored(self, number: Bounded, format: Format) -> Bounded {
+        if self.value == 0.0 {
+            // All values are zero; what rounding errors a kernel has in their place it may store with a scale.
+            return Bounded { value: number.value, low: 2.0 * number.low, high: 2.0 * number.high };
+        }
+        if !self.value.is_finite() || !number.value.is_finite() {
+            return Bounded::exact(round_to(number.value / self.value, format) * self.value);
+        }
+        // A smaller scale enlarges the stored code and diminishes what it stands for: take the worst of both.
+        let end = |value: f64, enlarged: f64, diminished: f64, direction: f64| {
+            let quotient = value / enlarged;
+            round_to(quotient + direction * rounding(quotient), format) * diminished
+        };
+        let low = if number.low < 0.0 { (self.low, self.high) } else { (self.high, self.low) };
+        let high = if number.high < 0.0 { (self.high, self.low) } else { (self.low, self.high) };
+        let value = round_to(number.value / self.value, format) * self.value;
+        let low = end(number.low, low.0, low.1, -1.0);
+        let high = end(number.high, high.0, high.1, 1.0);
+        // The product with the scale, when it is read.
+        Bounded { value, low: low - rounding(low), high: high + rounding(high) }
     }
 }
 
@@ -183,6 +216,7 @@ fn exp_error(magnitude: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::number::Rounded;
 
     fn holds(number: Bounded, computed: f32) {
         let (low, high) = number.interval();
@@ -213,8 +247,7 @@ mod tests {
     #[test]
     fn rounding_admits_one_value_away_from_ties() {
         let number = Bounded::computed(1.003, 0.0).round(Format::Bf16);
-        assert_eq!(number.interval(), (1.0, 1.0));
-        assert_eq!(number.value(), 1.003);
+        assert_eq!((number.value(), number.interval()), (1.0, (1.0, 1.0)));
         let tie = Bounded::computed(1.0 + 1.0 / 256.0, 0.0).round(Format::Bf16);
         assert_eq!(tie.interval(), (1.0, 1.0078125));
     }
@@ -224,5 +257,19 @@ mod tests {
         let infinite = Bounded::exact(1e30).mul(Bounded::exact(1e30)).round(Format::F16);
         assert_eq!(infinite.interval(), (f64::INFINITY, f64::INFINITY));
         assert!(Bounded::exact(f64::NAN).add(Bounded::exact(1.0)).interval().0.is_nan());
+    }
+
+    #[test]
+    fn exact_vectors_have_exact_scales() {
+        let cache = CacheFormat { format: Format::F8E4M3, scales: Some(Format::F16) };
+        let source = [3.3, -7.1, 0.02, 0.0, 5.0];
+        let mut bounded = source.map(Bounded::exact);
+        let mut rounded = source.map(Rounded::exact);
+        Bounded::through_cache(&mut bounded, cache);
+        Rounded::through_cache(&mut rounded, cache);
+        for (bounded, rounded) in bounded.iter().zip(rounded) {
+            assert_eq!(bounded.value(), rounded.value());
+            assert!(bounded.radius() <= 2.0 * rounding(bounded.value()));
+        }
     }
 }

@@ -3,8 +3,8 @@
 //! The interpreter is written once, over [`Number`]:
 //! - [`Exact`]: f64, nothing is rounded. The truth.
 //! - [`Rounded`]: f64 between, rounded where the contract rounds. What a perfect kernel stores.
-//! - [`Bounded`]: the truth together with the interval in which every kernel that follows the contract must end:
-//!   a running error analysis of f32 sums and of the contract's rounding points.
+//! - [`Bounded`]: as [`Rounded`], together with the interval in which every kernel that follows the contract must
+//!   end: a running error analysis of f32 arithmetic.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;

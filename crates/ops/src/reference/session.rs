@@ -112,6 +112,10 @@ impl<N: Number> ReferenceSession<N> {
         &self.limits
     }
 
+    pub(super) fn plan_ref(&self) -> &Plan {
+        &self.plan
+    }
+
     pub(super) fn plan_arc(&self) -> Arc<Plan> {
         Arc::clone(&self.plan)
     }
