@@ -1,3 +1,5 @@
 //! Model files: checkpoints, their configuration and their tokenizers, and architectures as readable code.
 
+pub mod config;
 pub mod gguf;
+pub mod rope;
