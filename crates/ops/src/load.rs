@@ -54,7 +54,11 @@ pub(crate) fn filled<T: Clone>(value: T, length: usize, what: &str) -> Result<Ve
     Ok(memory)
 }
 
-fn check_shape(spec: &WeightSpec, part: &WeightPart, view: &View<'_>) -> Result<(), PrepareError> {
+/// Checks a part of a weight against the tensor that should hold it.
+///
+/// # Errors
+/// [`PrepareError::Shape`] naming the tensor.
+pub fn check_shape(spec: &WeightSpec, part: &WeightPart, view: &View<'_>) -> Result<(), PrepareError> {
     let wanted = match spec.kind {
         WeightKind::Matrix | WeightKind::GateUp => vec![part.tensor_rows, spec.columns],
         WeightKind::Vector => vec![part.tensor_rows],
@@ -67,7 +71,11 @@ fn check_shape(spec: &WeightSpec, part: &WeightPart, view: &View<'_>) -> Result<
     Ok(())
 }
 
-fn checked_order(order: RowOrder, part: &WeightPart) -> Result<RowOrder, PrepareError> {
+/// Checks that the rows of a part can be in the order that the source states.
+///
+/// # Errors
+/// [`PrepareError::Limit`] where heads and rows do not fit.
+pub fn checked_order(order: RowOrder, part: &WeightPart) -> Result<RowOrder, PrepareError> {
     match order {
         RowOrder::RopePairs { heads } if heads == 0 || !part.tensor_rows.is_multiple_of(2 * heads) => {
             Err(PrepareError::Limit {
@@ -116,12 +124,20 @@ fn convert_part(
     Ok(stats)
 }
 
-struct Formats {
-    from: Format,
-    to: Format,
+/// A conversion's formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formats {
+    /// As stored.
+    pub from: Format,
+    /// As wanted by the policy.
+    pub to: Format,
 }
 
-fn check_values(
+/// Checks what a conversion met: norms and biases must be finite, and nothing may overflow unless that is allowed.
+///
+/// # Errors
+/// [`PrepareError::NotFinite`] and [`PrepareError::Overflow`] naming the tensor.
+pub fn check_values(
     spec: &WeightSpec,
     part: &WeightPart,
     stats: &ConversionStats,
@@ -140,7 +156,8 @@ fn check_values(
     Ok(())
 }
 
-fn record(report: &mut LoadReport, conversion: Conversion) {
+/// Adds a conversion to a report: one entry per tensor, whatever the number of its parts.
+pub fn record(report: &mut LoadReport, conversion: Conversion) {
     match report.conversions.iter_mut().find(|known| known.tensor == conversion.tensor) {
         Some(known) => known.stats.merge(&conversion.stats),
         None => report.conversions.push(conversion),
