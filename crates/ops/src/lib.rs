@@ -3,8 +3,10 @@
 pub mod backend;
 pub mod batch;
 pub mod builder;
+pub mod conformance;
 pub mod cost;
 pub mod load;
+pub mod matrix;
 pub mod op;
 pub mod plan;
 pub mod program;

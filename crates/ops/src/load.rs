@@ -37,7 +37,10 @@ pub fn load_weight(
         check_values(spec, part, &stats, Formats { from: view.format(), to: format }, overflow)?;
         report.bytes_read += (view.len() / part.tensor_rows * part.rows.len() * view.format().bytes()) as u64;
         if view.format() != format {
-            record(report, Conversion { tensor: part.tensor.clone(), from: view.format(), to: format, stats });
+            record(
+                report,
+                Conversion { tensor: part.tensor.clone(), from: view.format(), to: format, stats },
+            );
         }
     }
     Ok(bytes)

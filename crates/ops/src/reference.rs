@@ -130,7 +130,13 @@ impl Backend for ReferenceBackend {
         &self.contracts
     }
 
-    fn choose(&self, _program: &Program, op: &Op, _contract: &OpContract, _class: ShapeClass) -> KernelChoice {
+    fn choose(
+        &self,
+        _program: &Program,
+        op: &Op,
+        _contract: &OpContract,
+        _class: ShapeClass,
+    ) -> KernelChoice {
         KernelChoice { kernel: format!("{}.f64", op.family()), why: "the reference has one of each".into() }
     }
 

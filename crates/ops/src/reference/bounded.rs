@@ -235,9 +235,10 @@ mod tests {
         let dot = Bounded::dot(terms(), Subnormals::Kept);
         let chain = left.iter().zip(&right).fold(0.0_f32, |sum, (a, b)| a.mul_add(*b, sum));
         holds(dot, chain);
-        let narrow = left.iter().zip(&right).fold(0.0_f64, |sum, (a, b)| {
-            round_to(sum + f64::from(a * b), Format::Bf16)
-        });
+        let narrow = left
+            .iter()
+            .zip(&right)
+            .fold(0.0_f64, |sum, (a, b)| round_to(sum + f64::from(a * b), Format::Bf16));
         let (low, high) = dot.interval();
         assert!(!(low..=high).contains(&narrow));
         holds(dot.silu(), chain / (1.0 + (-chain).exp()));

@@ -37,7 +37,11 @@ pub(super) struct PagedCache<N> {
 }
 
 impl<N: Number> PagedCache<N> {
-    pub(super) fn new(spec: CacheSpec, format: CacheFormat, limits: &Limits) -> Result<PagedCache<N>, PrepareError> {
+    pub(super) fn new(
+        spec: CacheSpec,
+        format: CacheFormat,
+        limits: &Limits,
+    ) -> Result<PagedCache<N>, PrepareError> {
         let tokens = limits.pages.saturating_mul(limits.page_size);
         let length = tokens.saturating_mul(2 * spec.layers).saturating_mul(spec.heads.kv_width());
         let numbers = filled(N::exact(f64::NAN), length, "the KV cache")?;

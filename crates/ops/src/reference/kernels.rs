@@ -248,7 +248,13 @@ impl<N: Number> ReferenceSession<N> {
         }
     }
 
-    fn attention_row(&self, op: &Attention, contract: &OpContract, sequence: &SequenceRows<'_>, at: Place) -> Vec<N> {
+    fn attention_row(
+        &self,
+        op: &Attention,
+        contract: &OpContract,
+        sequence: &SequenceRows<'_>,
+        at: Place,
+    ) -> Vec<N> {
         let Heads { query, key_value, dim } = op.heads;
         let Some(cache) = self.cache() else { return vec![N::exact(f64::NAN); query * dim] };
         let page_size = self.limits_ref().page_size;
@@ -262,8 +268,10 @@ impl<N: Number> ReferenceSession<N> {
         let mut out = Vec::with_capacity(query * dim);
         for head in 0..query {
             let kv = head / (query / key_value);
-            let keys: Vec<&[N]> = (first..=at.position).map(|position| read(Side::Key, kv, position)).collect();
-            let values: Vec<&[N]> = (first..=at.position).map(|position| read(Side::Value, kv, position)).collect();
+            let keys: Vec<&[N]> =
+                (first..=at.position).map(|position| read(Side::Key, kv, position)).collect();
+            let values: Vec<&[N]> =
+                (first..=at.position).map(|position| read(Side::Value, kv, position)).collect();
             let query_head = &self.row(op.query, at.row)[head * dim..(head + 1) * dim];
             out.extend(attend(query_head, &keys, &values, op.scale, how));
         }

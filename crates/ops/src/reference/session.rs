@@ -89,7 +89,9 @@ impl<N: Number> ReferenceSession<N> {
     /// Row `row` of a weight matrix, exact.
     pub(super) fn weight_row(&self, id: WeightId, row: usize) -> impl Iterator<Item = N> {
         let columns = self.plan.program.weight(id).columns;
-        self.weights[id.0][row * columns..(row + 1) * columns].iter().map(|&weight| N::exact(f64::from(weight)))
+        self.weights[id.0][row * columns..(row + 1) * columns]
+            .iter()
+            .map(|&weight| N::exact(f64::from(weight)))
     }
 
     pub(super) fn row(&self, value: ValueId, row: usize) -> &[N] {
@@ -136,7 +138,11 @@ impl<N: Number> ReferenceSession<N> {
         }
     }
 
-    fn run_steps(&mut self, batch: &Batch<'_>, mut observer: Option<&mut dyn StepObserver>) -> Result<(), RunError> {
+    fn run_steps(
+        &mut self,
+        batch: &Batch<'_>,
+        mut observer: Option<&mut dyn StepObserver>,
+    ) -> Result<(), RunError> {
         batch.check(&self.limits, &self.plan.batch_rules())?;
         let plan = Arc::clone(&self.plan);
         for (index, step) in plan.steps.iter().enumerate() {

@@ -1,0 +1,231 @@
+//! Cases of the families that multiply by weights: matmul, SwiGLU, FFN, logits.
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::Family;
+
+use super::case::{Case, Draft, Expected, Run, Setting};
+use super::data::Kind;
+use crate::op::{Embedding, Ffn, Logits, Matmul, Op, SwiGlu};
+use crate::program::{ValueRole, WeightKind, WeightPart};
+use crate::source::RowOrder;
+
+/// Numbers of rows on both sides of the borders of the usual tiles.
+pub(super) const ROWS: [usize; 7] = [1, 2, 3, 5, 16, 17, 33];
+
+/// Widths, likewise.
+pub(super) const WIDTHS: [usize; 9] = [1, 8, 16, 17, 48, 63, 64, 96, 130];
+
+/// A width that differs from `WIDTHS[index]`.
+fn other_width(index: usize) -> usize {
+    WIDTHS[(3 * index + 4) % WIDTHS.len()]
+}
+
+const SPECIAL: &[Kind] = &[Kind::Large, Kind::Subnormal, Kind::OneNan, Kind::OneInfinity];
+
+pub(super) fn matmul(setting: &Setting) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (index, &columns) in WIDTHS.iter().enumerate() {
+        let extras =
+            Extras { bias: index % 2 == 1, residual: index % 3, alpha: [1.0, 0.5, 1.0, -1.25][index % 4] };
+        cases.push(product(setting, ROWS[index % 7], [other_width(index), columns], &extras));
+    }
+    let plain = Extras { bias: false, residual: 0, alpha: 1.0 };
+    for (rows, shape) in [(33, [96, 130]), (5, [130, 63]), (1, [64, 896]), (2, [1, 17])] {
+        cases.push(product(setting, rows, shape, &plain));
+    }
+    cases.push(stacked(setting));
+    cases.push(ones(setting, 32_768, 1.0));
+    cases.push(ones(setting, 131_072, 0.25));
+    cases
+}
+
+struct Extras {
+    bias: bool,
+    /// None, into another value, in place.
+    residual: usize,
+    alpha: f32,
+}
+
+fn product(setting: &Setting, rows: usize, [out, columns]: [usize; 2], extras: &Extras) -> Case {
+    let Extras { bias, residual, alpha } = *extras;
+    let name = format!("{rows} rows, {columns} to {out}, bias {bias}, residual {residual}, alpha {alpha}");
+    let mut draft = Draft::new(setting, name, Run::rows(rows));
+    draft.special = SPECIAL;
+    let input = draft.input("input", columns);
+    let weight = draft.matrix("weight", out, columns);
+    let bias = bias.then(|| draft.vector("bias", out));
+    let residual = (residual > 0).then_some(residual).map(|how| (how, draft.input("residual", out)));
+    let result = match residual {
+        Some((2, residual)) => residual,
+        _ => draft.activation("out", out),
+    };
+    let residual = residual.map(|(_, value)| value);
+    draft.builder.step("matmul", Op::Matmul(Matmul { input, weight, bias, residual, alpha, out: result }));
+    draft.finish()
+}
+
+/// A weight of two tensors: a range of rows of one stored in f32, and all of another whose rotary pairs are
+/// interleaved.
+fn stacked(setting: &Setting) -> Case {
+    let mut draft = Draft::new(setting, "stacked parts".into(), Run::rows(3));
+    let input = draft.input("input", 40);
+    draft.tensor("first", &[12, 40], Format::F32);
+    draft.tensor("second", &[16, 40], Format::Bf16);
+    draft.source.set_order("second", RowOrder::RopePairs { heads: 2 });
+    let first = WeightPart { tensor: "first".into(), tensor_rows: 12, rows: 3..10 };
+    let weight = draft.builder.matrix("weight", vec![first, WeightPart::whole("second", 16)], 40);
+    let out = draft.activation("out", 23);
+    draft
+        .builder
+        .step("matmul", Op::Matmul(Matmul { input, weight, bias: None, residual: None, alpha: 1.0, out }));
+    draft.finish()
+}
+
+/// A product of ones, whose sum every format must reach: partial sums beyond 65,504 never become infinite, and
+/// none of 32,768 ones is lost.
+fn ones(setting: &Setting, columns: usize, alpha: f32) -> Case {
+    let mut draft = Draft::new(setting, format!("{columns} ones, alpha {alpha}"), Run::rows(2));
+    let input = draft.activation("input", columns);
+    draft.run.inputs.push((input, vec![1.0; 2 * columns]));
+    draft.source.add("ones", &[3, columns], setting.policy.weights(), &vec![1.0; 3 * columns]);
+    let weight = draft.builder.matrix("ones", vec![WeightPart::whole("ones", 3)], columns);
+    let out = draft.activation("out", 3);
+    draft
+        .builder
+        .step("matmul", Op::Matmul(Matmul { input, weight, bias: None, residual: None, alpha, out }));
+    let mut case = draft.finish();
+    case.expected.push(Expected { value: out, number: 32_768.0 });
+    case
+}
+
+pub(super) fn swiglu(setting: &Setting) -> Vec<Case> {
+    let mut cases: Vec<Case> = WIDTHS
+        .iter()
+        .enumerate()
+        .map(|(index, &columns)| {
+            let (rows, intermediate) = (ROWS[(index + 3) % 7], other_width(index));
+            let name = format!("{rows} rows, {columns} to {intermediate}");
+            let mut draft = Draft::new(setting, name, Run::rows(rows));
+            draft.special = &[Kind::Large, Kind::Subnormal, Kind::OneNan];
+            let input = draft.input("input", columns);
+            let weight = draft.gate_up(intermediate, columns);
+            let out = draft.activation("out", intermediate);
+            draft.builder.step("swiglu", Op::SwiGlu(SwiGlu { input, weight, out }));
+            draft.finish()
+        })
+        .collect();
+    cases.push(one_tensor_gate_up(setting));
+    cases
+}
+
+/// Gate and up rows as two ranges of one tensor.
+fn one_tensor_gate_up(setting: &Setting) -> Case {
+    let mut draft = Draft::new(setting, "gate and up in one tensor".into(), Run::rows(5));
+    let input = draft.input("input", 24);
+    draft.tensor("both", &[50, 24], Format::F32);
+    let part = |rows| WeightPart { tensor: "both".into(), tensor_rows: 50, rows };
+    let weight = draft.builder.weight("gate_up", vec![part(0..25), part(25..50)], 24, WeightKind::GateUp);
+    let out = draft.activation("out", 25);
+    draft.builder.step("swiglu", Op::SwiGlu(SwiGlu { input, weight, out }));
+    draft.finish()
+}
+
+pub(super) fn ffn(setting: &Setting) -> Vec<Case> {
+    WIDTHS
+        .iter()
+        .enumerate()
+        .map(|(index, &hidden)| {
+            let (rows, intermediate) = (ROWS[(index + 5) % 7], other_width(index));
+            let residual = ["none", "separate", "in place"][index % 3];
+            let name = format!("{rows} rows, {hidden} through {intermediate}, residual {residual}");
+            let mut draft = Draft::new(setting, name, Run::rows(rows));
+            draft.special = &[Kind::Subnormal, Kind::OneNan];
+            let input = draft.input("input", hidden);
+            let gate_up = draft.gate_up(intermediate, hidden);
+            let down = draft.matrix("down", hidden, intermediate);
+            let residual = (index % 3 > 0).then(|| draft.input("residual", hidden));
+            let out = match residual {
+                Some(residual) if index % 3 == 2 => residual,
+                _ => draft.activation("out", hidden),
+            };
+            draft.builder.step("ffn", Op::Ffn(Ffn { input, gate_up, down, residual, out }));
+            draft.finish()
+        })
+        .collect()
+}
+
+pub(super) fn logits(setting: &Setting) -> Vec<Case> {
+    let mut cases: Vec<Case> = WIDTHS
+        .iter()
+        .enumerate()
+        .map(|(index, &hidden)| {
+            let (rows, vocabulary) = (ROWS[index % 7], other_width(index));
+            let mut run = Run::rows(rows);
+            // Every row, the last one, or every second one.
+            run.outputs = match index % 3 {
+                0 => (0..rows as u32).collect(),
+                1 => vec![rows as u32 - 1],
+                _ => (0..rows as u32).step_by(2).collect(),
+            };
+            let name = format!("{} of {rows} rows, {hidden} to {vocabulary}", run.outputs.len());
+            let mut draft = Draft::new(setting, name, run);
+            draft.special = SPECIAL;
+            let input = draft.input("input", hidden);
+            let weight = draft.matrix("weight", vocabulary, hidden);
+            let out = draft.builder.value("logits", vocabulary, ValueRole::Logits);
+            draft.builder.step("logits", Op::Logits(Logits { input, weight, out }));
+            draft.finish()
+        })
+        .collect();
+    cases.push(many_ones(setting));
+    cases
+}
+
+/// Logits of 131,072 products of ones: f32 whatever the policy stores.
+fn many_ones(setting: &Setting) -> Case {
+    let columns = 131_072;
+    let mut run = Run::rows(1);
+    run.outputs = vec![0];
+    let mut draft = Draft::new(setting, format!("{columns} ones"), run);
+    let input = draft.activation("input", columns);
+    draft.run.inputs.push((input, vec![1.0; columns]));
+    draft.source.add("ones", &[2, columns], setting.policy.weights(), &vec![1.0; 2 * columns]);
+    let weight = draft.builder.matrix("ones", vec![WeightPart::whole("ones", 2)], columns);
+    let out = draft.builder.value("logits", 2, ValueRole::Logits);
+    draft.builder.step("logits", Op::Logits(Logits { input, weight, out }));
+    let mut case = draft.finish();
+    case.expected.push(Expected { value: out, number: 131_072.0 });
+    case
+}
+
+/// Token lookup in a table that, where the backend has the contract for it, the logits share.
+pub(super) fn embedding(setting: &Setting, supports: impl Fn(Family) -> bool) -> Vec<Case> {
+    let tied = supports(Family::Logits);
+    WIDTHS
+        .iter()
+        .enumerate()
+        .map(|(index, &hidden)| {
+            const VOCABULARY: usize = 37;
+            let rows = ROWS[(index + 1) % 7];
+            let mut draft =
+                Draft::new(setting, format!("{rows} rows of {hidden}, tied {tied}"), Run::rows(rows));
+            draft.run.tokens = (0..rows).map(|_| draft.numbers.below(VOCABULARY) as u32).collect();
+            let weights = setting.policy.weights();
+            let mut table = Vec::new();
+            for token in 0..VOCABULARY {
+                let kinds = [Kind::Ordinary, Kind::Subnormal, Kind::Ordinary, Kind::Large, Kind::Ordinary];
+                table.extend(draft.numbers.stored(kinds[token % 5], weights, hidden));
+            }
+            draft.source.add("table", &[VOCABULARY, hidden], weights, &table);
+            let table = draft.builder.matrix("table", vec![WeightPart::whole("table", VOCABULARY)], hidden);
+            let out = draft.activation("out", hidden);
+            draft.builder.step("embedding", Op::Embedding(Embedding { table, out }));
+            if tied {
+                draft.run.outputs = vec![rows as u32 - 1];
+                let logits = draft.builder.value("logits", VOCABULARY, ValueRole::Logits);
+                draft.builder.step("logits", Op::Logits(Logits { input: out, weight: table, out: logits }));
+            }
+            draft.finish()
+        })
+        .collect()
+}
