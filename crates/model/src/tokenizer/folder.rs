@@ -1,0 +1,65 @@
+//! Tokenizers of Hugging Face folders.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{
+    Encoder, Tokenizer,
+    decode::Decoding,
+    error::TokenizerError,
+    files::{FileError, JsonFile, NamedTokens, read_text_if_any},
+    pipeline::Pipeline,
+};
+
+impl Tokenizer {
+    /// The tokenizer of a folder: `tokenizer.json`, with `tokenizer_config.json` and `generation_config.json` where
+    /// they are there. Nothing else is needed.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] where there is no tokenizer, or a file is unreadable or malformed.
+    pub fn from_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
+        let file = folder.join("tokenizer.json");
+        let Some(text) = read_text_if_any(&file)? else {
+            return Err(TokenizerError::Missing { folder: folder.to_owned() });
+        };
+        let library = |error: tokenizers::Error| TokenizerError::Library {
+            file: file.clone(),
+            reason: error.to_string(),
+        };
+        let tokenizer = tokenizers::Tokenizer::from_bytes(&text).map_err(library)?;
+        let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or(Value::Null);
+        let pipeline = Pipeline::new(tokenizer).map_err(library)?;
+        let names = NamedTokens::from_folder(folder)?;
+        let id = |token: Option<String>| token.and_then(|token| pipeline.library().token_to_id(&token));
+        let bos = id(names.bos);
+        let mut eos = generation_eos(folder)?;
+        eos.extend(id(names.eos).filter(|id| !eos.contains(id)));
+        Ok(Tokenizer {
+            decoding: Decoding::of(&decoder),
+            vocab_size: pipeline.vocab_size(),
+            encoder: Encoder::Pipeline(Box::new(pipeline)),
+            bos,
+            eos,
+            before: None,
+            after: None,
+            file,
+        })
+    }
+}
+
+/// Where generation ends, as `generation_config.json` says, or else `config.json`.
+fn generation_eos(folder: &Path) -> Result<Vec<u32>, FileError> {
+    const FIELD: &str = "eos_token_id";
+    for name in ["generation_config.json", "config.json"] {
+        let Some(file) = JsonFile::read_if_any(folder, name)? else { continue };
+        let Some(value) = file.field(FIELD) else { continue };
+        let wrong = || file.wrong(FIELD, "a token id or a list of them", value);
+        let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+        return match value {
+            Value::Array(ids) => ids.iter().map(id).collect(),
+            _ => Ok(vec![id(value)?]),
+        };
+    }
+    Ok(Vec::new())
+}
