@@ -15,9 +15,13 @@ use std::{
 
 use mantissa_numerics::Format;
 
+pub(crate) use from_gguf::RopeFactors;
 pub use generation::GenerationDefaults;
 
-use crate::{gguf::GgufError, rope::RopeConfig};
+use crate::{
+    gguf::{Gguf, GgufError},
+    rope::RopeConfig,
+};
 
 /// Largest vocabulary, hidden or feed-forward size: far above any model, small enough that products stay in range.
 pub(crate) const MAX_SIZE: usize = 1 << 24;
@@ -188,6 +192,11 @@ impl ModelConfig {
     /// [`ConfigError`] naming the file and the key.
     pub fn from_json(text: &[u8], file: &Path) -> Result<ModelConfig, ConfigError> {
         from_json::read(text, file)
+    }
+
+    /// Reads the metadata of a GGUF file; `factors` come from its tensors.
+    pub(crate) fn from_gguf(gguf: &Gguf, factors: RopeFactors) -> Result<ModelConfig, ConfigError> {
+        from_gguf::read(gguf, factors)
     }
 
     /// The checks that involve several keys, or a key and arithmetic.

@@ -1,5 +1,8 @@
 //! Model files: checkpoints, their configuration and their tokenizers, and architectures as readable code.
 
+pub mod checkpoint;
 pub mod config;
 pub mod gguf;
 pub mod rope;
+pub mod safetensors_file;
+pub mod tokenizer;
