@@ -3,9 +3,23 @@
 //! [`isa`] detects instruction sets once, [`simd`] holds the only code that differs between them, [`pool`] the
 //! threads. Kernels are generic over [`simd::Simd`], one family a file.
 
+pub mod aligned;
+pub mod attention;
+pub mod cache;
+mod disjoint;
+pub mod elements;
+pub mod elementwise;
+pub mod embedding;
 pub mod isa;
+pub mod matmul;
+pub mod norm;
+pub mod operands;
+pub mod pack;
 pub mod pool;
+pub mod qkv;
+pub mod rope;
 pub mod simd;
+pub mod softmax;
 
 pub use isa::{Isa, Tier};
 pub use pool::{Pool, Task};

@@ -301,6 +301,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn split_bf16_pairs(self, pairs: [__m256i; 2]) -> [Pair; 2] {
+        // SAFETY: see the impl.
+        unsafe {
+            let [low, high] = pairs.map(|pairs| split(pairs));
+            [[low[0], high[0]], [low[1], high[1]]]
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sum: Pair, a: [__m256i; 2], b: [__m256i; 2]) -> Pair {
         // SAFETY: see the impl.
         unsafe {

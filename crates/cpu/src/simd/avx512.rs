@@ -205,6 +205,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn split_bf16_pairs(self, pairs: __m512i) -> [__m512; 2] {
+        // SAFETY: see the impl.
+        unsafe {
+            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
         // SAFETY: see the impl; the transmutes are between 512-bit registers of any content.
         unsafe {

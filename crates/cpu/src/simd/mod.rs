@@ -119,6 +119,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The same pair in all lanes.
     fn splat_bf16_pair(self, pair: [bf16; 2]) -> Self::Bf16Pairs;
 
+    /// The first and the second values of the pairs, decoded exactly.
+    fn split_bf16_pairs(self, pairs: Self::Bf16Pairs) -> [Self::F32; 2];
+
     /// Adds both products of each pair to `sum`: `fma(a[0], b[0], fma(a[1], b[1], sum))`, the second product first,
     /// each step rounded to nearest even.
     ///

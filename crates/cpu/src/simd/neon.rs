@@ -288,6 +288,13 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn split_bf16_pairs(self, pairs: [uint32x4_t; 4]) -> [Quad; 2] {
+        // SAFETY: see the impl.
+        let parts = pairs.map(|pairs| unsafe { split(pairs) });
+        [parts.map(|[first, _]| first), parts.map(|[_, second]| second)]
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sum: Quad, a: [uint32x4_t; 4], b: [uint32x4_t; 4]) -> Quad {
         // SAFETY: see the impl.
         from_fn(|part| unsafe {

@@ -163,6 +163,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn split_bf16_pairs(self, pairs: [[bf16; 2]; LANES]) -> [Lanes; 2] {
+        [pairs.map(|pair| pair[0].to_f32()), pairs.map(|pair| pair[1].to_f32())]
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sum: Lanes, a: [[bf16; 2]; LANES], b: [[bf16; 2]; LANES]) -> Lanes {
         std::array::from_fn(|lane| {
             let [a0, a1] = a[lane].map(Element::to_f32);

@@ -1,0 +1,168 @@
+//! Memory for weights and scratch: zeroed, aligned to cache lines, on huge pages where the system has them, and an
+//! error instead of an abort where there is none left.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Alignment of every buffer, in bytes: a cache line, and a 512-bit register.
+pub const ALIGNMENT: usize = 64;
+
+/// Size of a huge page on x86-64 and AArch64; larger buffers start at a multiple of it.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// There is not enough memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot allocate {bytes} bytes; a narrower format or a shorter context needs less")]
+pub struct OutOfMemory {
+    /// Bytes wanted.
+    pub bytes: usize,
+}
+
+/// A zeroed byte buffer aligned to [`ALIGNMENT`].
+pub struct AlignedBuffer {
+    start: NonNull<u8>,
+    len: usize,
+    origin: Origin,
+}
+
+/// Who gave the memory.
+enum Origin {
+    /// Nobody: no bytes.
+    Empty,
+    /// The allocator.
+    Heap(Layout),
+    /// The system: the mapping that contains the buffer.
+    #[cfg(unix)]
+    Mapping { base: NonNull<libc::c_void>, bytes: usize },
+}
+
+// SAFETY: the buffer owns its memory alone; shared references give no way to write.
+unsafe impl Send for AlignedBuffer {}
+// SAFETY: as above.
+unsafe impl Sync for AlignedBuffer {}
+
+impl AlignedBuffer {
+    /// No bytes, no allocation.
+    pub const fn empty() -> AlignedBuffer {
+        AlignedBuffer { start: NonNull::<Line>::dangling().cast(), len: 0, origin: Origin::Empty }
+    }
+
+    /// `bytes` zero bytes. Large buffers take up memory only as they are written.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn zeroed(bytes: usize) -> Result<AlignedBuffer, OutOfMemory> {
+        if bytes == 0 {
+            return Ok(AlignedBuffer::empty());
+        }
+        #[cfg(unix)]
+        if bytes >= 2 * HUGE_PAGE {
+            return AlignedBuffer::map(bytes);
+        }
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| OutOfMemory { bytes })?;
+        // SAFETY: the size is not zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(OutOfMemory { bytes })?;
+        Ok(AlignedBuffer { start, len: bytes, origin: Origin::Heap(layout) })
+    }
+
+    /// Fresh pages from the system, which are zero, aligned to huge pages.
+    #[cfg(unix)]
+    fn map(len: usize) -> Result<AlignedBuffer, OutOfMemory> {
+        let error = OutOfMemory { bytes: len };
+        let bytes =
+            len.checked_next_multiple_of(HUGE_PAGE).and_then(|n| n.checked_add(HUGE_PAGE)).ok_or(error)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new private mapping at an address of the system's choice touches no other memory.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(error);
+        }
+        let base = NonNull::new(base).ok_or(error)?;
+        let skipped = base.cast::<u8>().align_offset(HUGE_PAGE);
+        // SAFETY: `skipped` is below HUGE_PAGE, and the mapping has that much more than the length rounded up.
+        let start = unsafe { base.cast::<u8>().add(skipped) };
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range lies in the mapping; the advice changes no content. Without huge pages it fails, and
+        // the buffer is as good, only slower.
+        unsafe {
+            libc::madvise(start.as_ptr().cast(), bytes - HUGE_PAGE, libc::MADV_HUGEPAGE);
+        }
+        Ok(AlignedBuffer { start, len, origin: Origin::Mapping { base, bytes } })
+    }
+}
+
+/// Something with the alignment of the buffers, for the address of an empty one.
+#[repr(align(64))]
+struct Line;
+
+const _: () = assert!(align_of::<Line>() == ALIGNMENT);
+
+impl Drop for AlignedBuffer {
+    fn drop(&mut self) {
+        match self.origin {
+            Origin::Empty => {}
+            // SAFETY: allocated with this layout and not freed before.
+            Origin::Heap(layout) => unsafe { dealloc(self.start.as_ptr(), layout) },
+            #[cfg(unix)]
+            // SAFETY: mapped with this size and not unmapped before.
+            Origin::Mapping { base, bytes } => unsafe {
+                libc::munmap(base.as_ptr(), bytes);
+            },
+        }
+    }
+}
+
+impl Deref for AlignedBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `len` initialised bytes that this value owns (or none, at an aligned address).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for AlignedBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Default for AlignedBuffer {
+    fn default() -> AlignedBuffer {
+        AlignedBuffer::empty()
+    }
+}
+
+impl fmt::Debug for AlignedBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlignedBuffer").field("bytes", &self.len).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_zero_and_writable() {
+        for bytes in [0, 1, 63, 64, 4096, 2 * HUGE_PAGE - 1, 2 * HUGE_PAGE, 5 * HUGE_PAGE + 17] {
+            let mut buffer = AlignedBuffer::zeroed(bytes).unwrap();
+            assert_eq!(buffer.len(), bytes);
+            assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
+            assert!(buffer.iter().all(|&byte| byte == 0));
+            buffer.fill(0xa5);
+            assert!(buffer.iter().all(|&byte| byte == 0xa5));
+        }
+    }
+
+    #[test]
+    fn too_much_is_an_error() {
+        for bytes in [usize::MAX, isize::MAX as usize, 1 << 60] {
+            assert_eq!(AlignedBuffer::zeroed(bytes).unwrap_err(), OutOfMemory { bytes });
+        }
+    }
+}

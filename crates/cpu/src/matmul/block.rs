@@ -1,0 +1,100 @@
+//! One panel of weights against a block of rows: what a thread does at a time.
+
+use std::ops::Range;
+
+use super::epilogue::Writer;
+use super::tile::{DecodedWeight, Product, Tile};
+use super::{CHUNK, Split};
+use crate::pack::PANEL;
+use crate::simd::{Kernel, LANES, Simd};
+
+/// Tiles of a block from which decoding the weights once for all of them saves work.
+const DECODE_TILES: usize = 2;
+
+/// One panel, some tiles of rows.
+pub(super) struct Block<'a, P: Product> {
+    /// Which panel.
+    pub panel: usize,
+    /// Its weights, `[steps][PANEL]`.
+    pub weights: &'a [P::Weight],
+    /// All activations, `[tile][steps][rows of the tile]`.
+    pub input: &'a [P::Input],
+    /// Steps over k.
+    pub steps: usize,
+    /// Rows of all tiles.
+    pub tiles: Split,
+    /// The tiles of this block.
+    pub parts: Range<usize>,
+    /// Scratch, `[rows][PANEL]`.
+    pub sums: &'a mut [f32],
+    /// Scratch, `[CHUNK][PANEL]`.
+    pub decoded: &'a mut [DecodedWeight<P>],
+    /// Takes the sums.
+    pub writer: &'a Writer<'a>,
+}
+
+impl<P: Product> Kernel for Block<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let first_row = self.tiles.start(self.parts.start);
+        let rows = self.tiles.start(self.parts.end) - first_row;
+        let sums = &mut self.sums[..rows * PANEL];
+        sums.fill(0.0);
+        let tiles = Tiles { input: self.input, steps: self.steps, tiles: self.tiles, parts: self.parts };
+        for start in (0..self.steps).step_by(CHUNK) {
+            let chunk = start..(start + CHUNK).min(self.steps);
+            let weights = &self.weights[start * PANEL..chunk.end * PANEL];
+            if P::DECODES && tiles.parts.len() >= DECODE_TILES {
+                let decoded = &mut self.decoded[..weights.len()];
+                decode::<P, S>(simd, weights, decoded);
+                tiles.run::<P::Decoded, S>(simd, chunk, decoded, sums);
+            } else {
+                tiles.run::<P, S>(simd, chunk, weights, sums);
+            }
+        }
+        // SAFETY: tasks are pairs of a panel and a block of rows, and each is run by one thread.
+        unsafe { self.writer.write(simd, self.panel, first_row, sums) }
+    }
+}
+
+#[inline(always)]
+fn decode<P: Product, S: Simd>(simd: S, from: &[P::Weight], to: &mut [DecodedWeight<P>]) {
+    let (from, _) = from.as_chunks::<LANES>();
+    let (to, _) = to.as_chunks_mut::<LANES>();
+    for (from, to) in from.iter().zip(to) {
+        P::decode(simd, from, to);
+    }
+}
+
+/// The rows of a block.
+struct Tiles<'a, I> {
+    input: &'a [I],
+    steps: usize,
+    tiles: Split,
+    parts: Range<usize>,
+}
+
+impl<I> Tiles<'_, I> {
+    /// Adds a chunk of steps to the sums of every tile.
+    #[inline(always)]
+    fn run<P: Product<Input = I>, S: Simd>(
+        &self,
+        simd: S,
+        chunk: Range<usize>,
+        weights: &[P::Weight],
+        sums: &mut [f32],
+    ) {
+        let mut rest = sums;
+        for tile in self.parts.clone() {
+            let first = self.tiles.start(tile);
+            let rows = self.tiles.start(tile + 1) - first;
+            let (sums, after) = std::mem::take(&mut rest).split_at_mut(rows * PANEL);
+            rest = after;
+            let start = first * self.steps;
+            let input = &self.input[start + chunk.start * rows..start + chunk.end * rows];
+            Tile::<P> { weights, input, sums, rows }.run(simd);
+        }
+    }
+}
