@@ -2,8 +2,10 @@
 //!
 //! A backend instantiates the whole suite with one line in a test:
 //!
-//! ```ignore
-//! mantissa_ops::conformance!(CpuBackend::new(options));
+//! ```
+//! use mantissa_ops::{ReferenceBackend, reference::Rounding};
+//!
+//! mantissa_ops::conformance!(ReferenceBackend::new(Rounding::AsContract));
 //! ```
 //!
 //! What is demanded of every contract:

@@ -24,6 +24,11 @@ pub fn load_weight(
     overflow: OverflowRule,
     report: &mut LoadReport,
 ) -> Result<Vec<u8>, PrepareError> {
+    let stacked: usize = spec.parts.iter().map(|part| part.rows.len()).sum();
+    if stacked != spec.rows {
+        let (wanted, got) = (vec![spec.rows, spec.columns], vec![stacked, spec.columns]);
+        return Err(PrepareError::Shape { tensor: spec.name.clone(), wanted, got });
+    }
     let row_bytes = format.bytes_for(spec.columns).unwrap_or(usize::MAX);
     let mut bytes = filled(0, row_bytes.saturating_mul(spec.rows), &spec.name)?;
     let mut rest = bytes.as_mut_slice();

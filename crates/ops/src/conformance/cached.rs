@@ -162,12 +162,12 @@ pub(super) fn attention(setting: &Setting) -> Vec<Case> {
         .collect();
     let heads = Heads { query: 2, key_value: 1, dim: 16 };
     let long =
-        Layout { name: "across spans", heads, mask: Mask::Causal, page_size: 64, lengths: &[1050, 514] };
+        Layout { name: "across spans", heads, mask: Mask::Causal, page_size: 64, lengths: &[600, 514] };
     cases.push(exact_attention(setting, &long));
     let window = Mask::SlidingWindow { window: 40 };
     cases.push(exact_attention(
         setting,
-        &Layout { name: "a window across spans", mask: window, page_size: 16, ..long },
+        &Layout { name: "a window across spans", mask: window, page_size: 16, lengths: &[1050, 514], ..long },
     ));
     cases.push(forgotten_nan(setting));
     cases

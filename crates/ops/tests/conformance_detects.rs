@@ -1,0 +1,347 @@
+//! The suite can fail: the reference with one deliberate mistake is found out by it, in the right family.
+
+use std::sync::Arc;
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::{Compute, Family, OpContract, Order};
+use mantissa_numerics::convert::{self, Overflow};
+use mantissa_ops::backend::{
+    Backend, BackendInfo, KernelChoice, LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError,
+    Session, StepObserver, ValueReader,
+};
+use mantissa_ops::conformance::{Failures, Problem, Tally, check_family, check_matrix};
+use mantissa_ops::op::{Heads, Mask, Op};
+use mantissa_ops::reference::Rounding;
+use mantissa_ops::{Batch, Limits, Plan, Program, ReferenceBackend, ShapeClass, TensorSource, ValueId};
+
+/// What the backend gets wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// A window that is one position too wide.
+    Window,
+    /// Rotation in the other direction, as if the halves of a pair were exchanged.
+    RopeHalves,
+    /// Every other head of keys and values taken for its neighbour.
+    KvHead,
+    /// Scores without their factor.
+    Scale,
+    /// No `eps` in the norm.
+    Eps,
+    /// Results rounded toward zero.
+    Truncates,
+    /// Results that went through bf16 on their way to f32 or f16.
+    ThroughBf16,
+    /// f32 results that are one unit in the last place off: within any bound, but not the stated order.
+    LastBit,
+    /// NaN becomes zero.
+    HidesNan,
+    /// Infinity becomes the largest finite value.
+    Saturates,
+    /// A row's bits depend on the number of rows.
+    DependsOnBatch,
+    /// Bits differ from one session to the next.
+    Forgetful,
+    /// The residual is left out.
+    NoResidual,
+}
+
+struct Broken {
+    inner: ReferenceBackend,
+    fault: Fault,
+    contracts: Vec<OpContract>,
+    sessions: std::sync::atomic::AtomicU32,
+}
+
+impl Broken {
+    fn new(fault: Fault) -> Broken {
+        let inner = ReferenceBackend::new(Rounding::AsContract);
+        // Only some contracts, to be quick.
+        let wanted = |contract: &&OpContract| {
+            let query = &contract.query;
+            query.weights.is_none_or(|weights| weights == Format::F32)
+                && query.cache.is_none_or(|cache| cache.format == Format::F16)
+        };
+        let contracts = inner.contracts().iter().filter(wanted).cloned().collect();
+        Broken { inner, fault, contracts, sessions: 0.into() }
+    }
+
+    fn sabotage(&self, program: &mut Plan) {
+        for step in &mut program.steps {
+            match (&mut step.op, self.fault) {
+                (Op::Attention(op), Fault::Window) => widen(&mut op.mask),
+                (Op::Sdpa(op), Fault::Window) => widen(&mut op.mask),
+                (Op::Attention(op), Fault::Scale) => op.scale = 1.0,
+                (Op::Softmax(op), Fault::Scale) => op.scale = 1.0,
+                (Op::RmsNorm(op), Fault::Eps) => op.eps = 0.0,
+                (Op::Matmul(op), Fault::NoResidual) => op.residual = None,
+                _ => {}
+            }
+        }
+        if self.fault == Fault::RopeHalves {
+            let sets = program.program.rope.iter_mut().flat_map(|rope| &mut rope.sets);
+            sets.flat_map(|set| &mut set.inverse_frequencies).for_each(|frequency| *frequency = -*frequency);
+        }
+    }
+}
+
+fn widen(mask: &mut Mask) {
+    if let Mask::SlidingWindow { window } = mask {
+        *window += 1;
+    }
+}
+
+impl Backend for Broken {
+    fn info(&self) -> BackendInfo {
+        self.inner.info()
+    }
+
+    fn contracts(&self) -> &[OpContract] {
+        &self.contracts
+    }
+
+    fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice {
+        self.inner.choose(program, op, contract, class)
+    }
+
+    fn prepare(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Session>, PrepareError> {
+        let mut wrong = (*plan).clone();
+        self.sabotage(&mut wrong);
+        let session = self.inner.prepare(Arc::new(wrong), source, options, progress)?;
+        let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(Box::new(BrokenSession { session, fault: self.fault, plan, number, rows: 0, logits: Vec::new() }))
+    }
+}
+
+struct BrokenSession {
+    session: Box<dyn Session>,
+    fault: Fault,
+    plan: Arc<Plan>,
+    number: u32,
+    rows: usize,
+    logits: Vec<f32>,
+}
+
+/// The f32 next to `x`, away from zero.
+fn next(x: f32) -> f32 {
+    if x.is_finite() && x != 0.0 { f32::from_bits(x.to_bits() + 1) } else { x }
+}
+
+impl BrokenSession {
+    fn distort(&self, x: f32, format: Format) -> f32 {
+        match self.fault {
+            Fault::Truncates if x != 0.0 && x.is_finite() => {
+                // Half a unit of the format below: what truncation would have left half of the time.
+                let below = f64::from(x) * (1.0 - format.unit_roundoff());
+                rounded(below, format, convert::Rounding::TowardZero)
+            }
+            Fault::ThroughBf16 => {
+                let narrow = rounded(f64::from(x), Format::Bf16, convert::Rounding::NearestEven);
+                rounded(f64::from(narrow), format, convert::Rounding::NearestEven)
+            }
+            Fault::LastBit if format == Format::F32 => next(x),
+            Fault::HidesNan if x.is_nan() => 0.0,
+            Fault::Saturates if x.is_infinite() => x.signum() * format.max_finite() as f32,
+            Fault::DependsOnBatch if self.rows > 1 && format == Format::F32 => next(x),
+            Fault::Forgetful if self.number.is_multiple_of(2) && format == Format::F32 => next(x),
+            _ => x,
+        }
+    }
+}
+
+fn rounded(x: f64, format: Format, rounding: convert::Rounding) -> f32 {
+    let bits = convert::encode(x, format, rounding, Overflow::Infinity).expect("a format with NaN");
+    convert::decode(bits, format)
+}
+
+impl ValueReader for BrokenSession {
+    fn read(&self, value: ValueId) -> Vec<f32> {
+        let format = self.plan.value_format(value);
+        self.session.read(value).into_iter().map(|x| self.distort(x, format)).collect()
+    }
+}
+
+impl Session for BrokenSession {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn limits(&self) -> &Limits {
+        self.session.limits()
+    }
+
+    fn report(&self) -> &LoadReport {
+        self.session.report()
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.session.memory()
+    }
+
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
+        self.rows = batch.rows();
+        self.session.run(batch)?;
+        self.logits = self.plan.program.logits().map_or_else(Vec::new, |value| self.read(value));
+        Ok(())
+    }
+
+    fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
+        self.session.run_observed(batch, observer)
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {
+        let width = self.plan.program.value(value).width;
+        let heads = self.plan.program.cache.map(|cache| cache.heads).filter(|heads| heads.key_value > 1);
+        match heads {
+            // Input rows of the cases with an identity projection are query, key and value heads.
+            Some(heads)
+                if self.fault == Fault::KvHead && width == heads.query_width() + 2 * heads.kv_width() =>
+            {
+                let mut swapped = numbers.to_vec();
+                swapped.chunks_mut(width).for_each(|row| swap_first_heads(row, heads));
+                self.session.write(value, &swapped)
+            }
+            _ => self.session.write(value, numbers),
+        }
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), RunError> {
+        self.session.copy_page(from, to)
+    }
+}
+
+fn swap_first_heads(row: &mut [f32], heads: Heads) {
+    for start in [heads.query_width(), heads.query_width() + heads.kv_width()] {
+        let (first, second) = row[start..start + 2 * heads.dim].split_at_mut(heads.dim);
+        first.swap_with_slice(second);
+    }
+}
+
+fn check(fault: Fault, family: Family) -> Result<Tally, Failures> {
+    check_family(&Broken::new(fault), family)
+}
+
+fn problems(fault: Fault, family: Family) -> Vec<Problem> {
+    let failures = check(fault, family).expect_err("the fault must be found");
+    failures.failures.into_iter().map(|failure| failure.problem).collect()
+}
+
+#[test]
+fn without_a_fault_nothing_is_found() {
+    for family in [Family::Matmul, Family::Qkv, Family::Logits] {
+        let tally = check(Fault::None, family).unwrap_or_else(|failures| panic!("{failures}"));
+        assert_eq!(tally.contracts, 3);
+    }
+}
+
+#[test]
+fn wrong_semantics_are_found() {
+    for (fault, family) in [
+        (Fault::Window, Family::Attention),
+        (Fault::Window, Family::Sdpa),
+        (Fault::RopeHalves, Family::Rope),
+        (Fault::RopeHalves, Family::Qkv),
+        (Fault::KvHead, Family::Attention),
+        (Fault::Scale, Family::Attention),
+        (Fault::Scale, Family::Softmax),
+        (Fault::Eps, Family::RmsNorm),
+        (Fault::NoResidual, Family::Matmul),
+    ] {
+        let problems = problems(fault, family);
+        assert!(
+            problems.iter().all(|problem| matches!(problem, Problem::Value { .. })),
+            "{fault:?}: {problems:?}"
+        );
+    }
+}
+
+#[test]
+fn wrong_rounding_is_found_in_every_family() {
+    for family in Family::ALL {
+        let is = |wanted: Format| move |problem: &Problem| matches!(problem, Problem::Value { format, .. } if *format == wanted);
+        // Logits are f32 only, where one unit in the last place is within the bound of any order of the sum.
+        let truncated =
+            family == Family::Logits || problems(Fault::Truncates, family).iter().any(is(Format::F16));
+        assert!(truncated, "{family}");
+        let found = problems(Fault::ThroughBf16, family);
+        assert!(found.iter().any(is(Format::F32)) && !found.iter().any(is(Format::Bf16)), "{family}");
+    }
+}
+
+#[test]
+fn lost_special_values_are_found() {
+    for family in [Family::Matmul, Family::RmsNorm, Family::Softmax, Family::Ffn, Family::Attention] {
+        assert!(!problems(Fault::HidesNan, family).is_empty());
+    }
+    for family in [Family::Matmul, Family::Logits, Family::Residual] {
+        assert!(!problems(Fault::Saturates, family).is_empty());
+    }
+}
+
+#[test]
+fn changing_bits_are_found() {
+    for family in [Family::Matmul, Family::Attention, Family::Softmax] {
+        let why = |fault| {
+            problems(fault, family).into_iter().find_map(|problem| match problem {
+                Problem::Bits { why, .. } => Some(why),
+                _ => None,
+            })
+        };
+        assert_eq!(why(Fault::DependsOnBatch), Some("rows in chunks and all at once"), "{family}");
+        assert_eq!(why(Fault::Forgetful), Some("the same run twice"), "{family}");
+    }
+}
+
+#[test]
+fn an_order_that_was_not_kept_is_found() {
+    // Claims the order of an f32 chain, which sums in f64 do not have.
+    for (family, order) in [(Family::Matmul, Order::Ascending), (Family::RmsNorm, Order::Lanes16)] {
+        let mut backend = Broken::new(Fault::LastBit);
+        backend.contracts.retain(|contract| contract.query.family == family);
+        for contract in &mut backend.contracts {
+            contract.compute = Compute::F32Fma;
+            contract.order = order;
+        }
+        let failures = check_family(&backend, family).expect_err("the order is not kept").failures;
+        let by_bits = |problem: &Problem| {
+            matches!(problem, Problem::Bits { why: "the order that the contract states", .. })
+        };
+        assert!(failures.iter().any(|failure| by_bits(&failure.problem)), "{family}");
+    }
+}
+
+#[test]
+fn gaps_of_the_matrix_are_found() {
+    // A contract twice.
+    let mut twice = Broken::new(Fault::None);
+    twice.contracts.push(twice.contracts[0].clone());
+    assert!(check_matrix(&twice).is_err());
+
+    // A contract that no policy can ask for.
+    let mut foreign = Broken::new(Fault::None);
+    foreign.contracts[0].query.activations = Format::F8E5M2;
+    let failures = check_matrix(&foreign).expect_err("f8e5m2 activations are no policy");
+    assert!(failures.to_string().contains("activations cannot be \"f8e5m2\""), "{failures}");
+
+    // Attention over a cache that nothing writes.
+    let mut orphan = Broken::new(Fault::None);
+    orphan.contracts.retain(|contract| contract.query.family != Family::Qkv);
+    let failures = check_matrix(&orphan).expect_err("the cache cannot be filled");
+    assert!(failures.to_string().contains("no projection that writes such a cache"), "{failures}");
+
+    // What is merely missing is refused, and that is as it should be.
+    let partial = Broken::new(Fault::None);
+    let tally = check_matrix(&partial).unwrap_or_else(|failures| panic!("{failures}"));
+    assert_eq!(tally.contracts, partial.contracts.len());
+    assert!(tally.cases > 4 * tally.contracts);
+}
