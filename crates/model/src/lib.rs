@@ -3,6 +3,8 @@
 pub mod checkpoint;
 pub mod config;
 pub mod gguf;
+pub mod hub;
 pub mod rope;
 pub mod safetensors_file;
+pub mod template;
 pub mod tokenizer;

@@ -7,6 +7,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::gguf::{Gguf, GgufError};
+
 /// A file that cannot be read as what it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -132,6 +134,24 @@ impl NamedTokens {
             eos: named("eos_token")?,
             unk: named("unk_token")?,
             pad: named("pad_token")?,
+        })
+    }
+
+    /// The tokens that a GGUF file names by their ids; none where it holds no vocabulary.
+    ///
+    /// # Errors
+    /// [`GgufError`] where a key of the vocabulary has the wrong type.
+    pub fn from_gguf(gguf: &Gguf) -> Result<NamedTokens, GgufError> {
+        let tokens = gguf.get::<&[String]>("tokenizer.ggml.tokens")?.unwrap_or_default();
+        let named = |key: &str| -> Result<Option<String>, GgufError> {
+            let id = gguf.get::<u64>(key)?.and_then(|id| usize::try_from(id).ok());
+            Ok(id.and_then(|id| tokens.get(id).cloned()))
+        };
+        Ok(NamedTokens {
+            bos: named("tokenizer.ggml.bos_token_id")?,
+            eos: named("tokenizer.ggml.eos_token_id")?,
+            unk: named("tokenizer.ggml.unknown_token_id")?,
+            pad: named("tokenizer.ggml.padding_token_id")?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, path::PathBuf};
 
-use super::{error::TokenizerError, files::NamedTokens};
+use super::error::TokenizerError;
 use crate::gguf::{Gguf, GgufError};
 
 /// Control tokens that end an answer whatever the file's `eos_token_id` says: chat models are often converted with
@@ -123,17 +123,6 @@ impl Vocabulary {
             vocabulary.strip_after_phi3_tokens();
         }
         Ok(vocabulary)
-    }
-
-    /// The tokens that have a role, by their texts. `pad` is not read from GGUF files.
-    pub fn named_tokens(&self) -> NamedTokens {
-        let text = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize).cloned());
-        NamedTokens {
-            bos: text(self.bos),
-            eos: text(self.eos.first().copied()),
-            unk: text(self.unk),
-            pad: None,
-        }
     }
 
     /// Ids with texts and types, in order.
