@@ -10,9 +10,11 @@ use mantissa_ops::backend::{
     Session, StepObserver, ValueReader,
 };
 use mantissa_ops::conformance::{Failures, Problem, Tally, check_family, check_matrix};
-use mantissa_ops::op::{Heads, Mask, Op};
+use mantissa_ops::op::{Mask, Op};
 use mantissa_ops::reference::Rounding;
-use mantissa_ops::{Batch, Limits, Plan, Program, ReferenceBackend, ShapeClass, TensorSource, ValueId};
+use mantissa_ops::{
+    Batch, Limits, Plan, Program, ReferenceBackend, ShapeClass, SourceError, TensorSource, ValueId, View,
+};
 
 /// What the backend gets wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ enum Fault {
     Window,
     /// Rotation in the other direction, as if the halves of a pair were exchanged.
     RopeHalves,
-    /// Every other head of keys and values taken for its neighbour.
+    /// The first head of keys and values taken for the second.
     KvHead,
     /// Scores without their factor.
     Scale,
@@ -113,6 +115,8 @@ impl Backend for Broken {
     ) -> Result<Box<dyn Session>, PrepareError> {
         let mut wrong = (*plan).clone();
         self.sabotage(&mut wrong);
+        let swapped = SwappedHeads::new(source, &plan.program);
+        let source = if self.fault == Fault::KvHead { &swapped } else { source };
         let session = self.inner.prepare(Arc::new(wrong), source, options, progress)?;
         let number = self.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(Box::new(BrokenSession { session, fault: self.fault, plan, number, rows: 0, logits: Vec::new() }))
@@ -200,19 +204,7 @@ impl Session for BrokenSession {
     }
 
     fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {
-        let width = self.plan.program.value(value).width;
-        let heads = self.plan.program.cache.map(|cache| cache.heads).filter(|heads| heads.key_value > 1);
-        match heads {
-            // Input rows of the cases with an identity projection are query, key and value heads.
-            Some(heads)
-                if self.fault == Fault::KvHead && width == heads.query_width() + 2 * heads.kv_width() =>
-            {
-                let mut swapped = numbers.to_vec();
-                swapped.chunks_mut(width).for_each(|row| swap_first_heads(row, heads));
-                self.session.write(value, &swapped)
-            }
-            _ => self.session.write(value, numbers),
-        }
+        self.session.write(value, numbers)
     }
 
     fn copy_page(&mut self, from: u32, to: u32) -> Result<(), RunError> {
@@ -220,10 +212,35 @@ impl Session for BrokenSession {
     }
 }
 
-fn swap_first_heads(row: &mut [f32], heads: Heads) {
-    for start in [heads.query_width(), heads.query_width() + heads.kv_width()] {
-        let (first, second) = row[start..start + 2 * heads.dim].split_at_mut(heads.dim);
-        first.swap_with_slice(second);
+/// Exchanges the first two heads of keys and of values in the projections of attention's cases.
+struct SwappedHeads<'a> {
+    source: &'a dyn TensorSource,
+    selection: Vec<u8>,
+}
+
+impl SwappedHeads<'_> {
+    fn new<'a>(source: &'a dyn TensorSource, program: &Program) -> SwappedHeads<'a> {
+        let mut selection = Vec::new();
+        let heads = program.cache.map(|cache| cache.heads).filter(|heads| heads.key_value > 1);
+        if let (Ok(view), Some(heads)) = (source.tensor("selection"), heads) {
+            selection = view.as_bytes().expect("no gaps").to_vec();
+            let head = selection.len() / (heads.query + 2 * heads.key_value);
+            for first in [heads.query, heads.query + heads.key_value] {
+                let (left, right) = selection[first * head..(first + 2) * head].split_at_mut(head);
+                left.swap_with_slice(right);
+            }
+        }
+        SwappedHeads { source, selection }
+    }
+}
+
+impl TensorSource for SwappedHeads<'_> {
+    fn tensor(&self, name: &str) -> Result<View<'_>, SourceError> {
+        let view = self.source.tensor(name)?;
+        if self.selection.is_empty() {
+            return Ok(view);
+        }
+        Ok(View::contiguous(view.format(), view.shape(), &self.selection).expect("the same shape"))
     }
 }
 

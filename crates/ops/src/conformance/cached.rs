@@ -100,25 +100,30 @@ fn attention_step(heads: Heads, mask: Mask, query: ValueId, out: ValueId) -> Op 
     Op::Attention(Attention { query, heads, scale, mask, layer: 1, out })
 }
 
-/// Attention over keys and values that are written exactly as the case has them: the projection is the identity.
+/// Input features of [`exact_attention`]: a prime, so that no two heads see them in the same order.
+const SELECTED: usize = 53;
+
+/// Attention over keys and values that are known exactly: every row of the projection selects one input feature.
 fn exact_attention(setting: &Setting, layout: &Layout<'_>) -> Case {
     let Layout { name, heads, mask, page_size, lengths } = *layout;
     let width = heads.query_width() + 2 * heads.kv_width();
     let mut draft =
         Draft::new(setting, format!("{name}: {heads:?}, {mask:?}, pages of {page_size}"), Run::rows(0));
     draft.builder.cache(CacheSpec { layers: 2, heads });
-    let input = draft.activation("input", width);
-    let mut identity = vec![0.0; width * width];
-    identity.iter_mut().step_by(width + 1).for_each(|number| *number = 1.0);
-    draft.source.add("identity", &[width, width], setting.policy.weights(), &identity);
-    let weight = draft.builder.matrix("identity", vec![WeightPart::whole("identity", width)], width);
+    let input = draft.activation("input", SELECTED);
+    let mut selection = vec![0.0; width * SELECTED];
+    for (row, numbers) in selection.chunks_mut(SELECTED).enumerate() {
+        numbers[(7 * row + 3 * (row / heads.dim)) % SELECTED] = 1.0;
+    }
+    draft.source.add("selection", &[width, SELECTED], setting.policy.weights(), &selection);
+    let weight = draft.builder.matrix("selection", vec![WeightPart::whole("selection", width)], SELECTED);
     let query = draft.activation("query", heads.query_width());
     let out = draft.activation("out", heads.query_width());
     let qkv = Qkv { input, weight, bias: None, head_norms: None, heads, layer: 1, query };
     draft.builder.step("qkv", Op::Qkv(qkv));
     draft.builder.step("attention", attention_step(heads, mask, query, out));
     let paging = Paging::new(&mut draft.numbers, page_size, lengths);
-    with_schedule(draft, &paging, Stream { input, width, lengths })
+    with_schedule(draft, &paging, Stream { input, width: SELECTED, lengths })
 }
 
 /// The input rows of a case with a cache.
@@ -180,8 +185,7 @@ fn forgotten_nan(setting: &Setting) -> Case {
     let layout = Layout { name: "NaN leaves the window", heads, mask, page_size: 16, lengths: &[40] };
     let mut case = exact_attention(setting, &layout);
     if let Some((_, numbers)) = case.runs.get_mut(1).and_then(|run| run.inputs.first_mut()) {
-        let width = heads.query_width() + 2 * heads.kv_width();
-        numbers[3 * width..6 * width].fill(f32::NAN);
+        numbers[3 * SELECTED..6 * SELECTED].fill(f32::NAN);
     }
     case
 }
