@@ -6,6 +6,7 @@
 pub mod aligned;
 pub mod attention;
 pub mod cache;
+pub mod ceilings;
 mod disjoint;
 pub mod elements;
 pub mod elementwise;

@@ -246,10 +246,9 @@ fn partial_vectors_are_filled_with_zeros() {
             f16::store_partial(simd, value, &mut out);
             (lanes(simd, value).map(f32::to_bits).to_vec(), out.iter().map(|v| v.to_bits()).collect())
         });
-        for lane in 0..16 {
-            let expected = if lane < count { source[lane] } else { 0.0 };
-            assert_eq!(f32::from_bits(got.0[lane]), expected);
-        }
+        let mut expected = [0.0; 16];
+        expected[..count.min(16)].copy_from_slice(&source[..count.min(16)]);
+        assert_eq!(got.0, expected.map(f32::to_bits));
         let stored: Vec<f32> = got.1.iter().map(|&code| f16::from_bits(code).to_f32()).collect();
         assert_eq!(&stored[..count.min(16)], &source[..count.min(16)]);
         assert!(stored[count.min(16)..].iter().all(|value| value.is_nan()));

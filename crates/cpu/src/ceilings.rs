@@ -1,0 +1,203 @@
+//! What this machine can do at best, measured: the rate at which all threads together read memory, and the rate at
+//! which they multiply and add. Every benchmark states its results as shares of these, from the same run.
+
+use std::hint::black_box;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use mantissa_numerics::Element;
+
+use crate::aligned::{AlignedBuffer, OutOfMemory};
+use crate::isa::Tier;
+use crate::pool::Pool;
+use crate::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Bytes read by one task: about as much as a panel of weights, contiguous.
+const STRETCH: usize = 128 << 10;
+/// Sums that do not wait for each other; more than latency times throughput of any unit.
+const CHAINS: usize = 24;
+/// Time for one measurement of a rate.
+const RATE_TIME: Duration = Duration::from_millis(40);
+/// How far ahead of the additions memory is asked for, in bytes.
+const PREFETCH: usize = 4096;
+/// Steps between looks at the clock.
+const RATE_STEPS: usize = 20_000;
+
+/// Several measurements of one thing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The largest.
+    pub best: f64,
+    /// The middle one.
+    pub median: f64,
+    /// The smallest.
+    pub worst: f64,
+    /// How many.
+    pub samples: usize,
+}
+
+impl Measured {
+    /// Of measurements in any order; all zero where there are none.
+    fn of(mut values: Vec<f64>) -> Measured {
+        values.sort_by(f64::total_cmp);
+        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
+        let samples = values.len();
+        Measured { best: at(samples.saturating_sub(1)), median: at(samples / 2), worst: at(0), samples }
+    }
+}
+
+/// How a unit multiplies and adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Multiply {
+    /// Fused multiply-add in f32; what f32 and f16 storage use.
+    F32Fma,
+    /// Pairs of bf16 into f32.
+    Bf16Pairs,
+}
+
+/// What and how often to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    /// Bytes to read; far more than the caches hold.
+    pub bytes: usize,
+    /// Measurements of each.
+    pub samples: usize,
+}
+
+impl Default for Effort {
+    /// 1 GiB, 7 times.
+    fn default() -> Effort {
+        Effort { bytes: 1 << 30, samples: 7 }
+    }
+}
+
+/// The ceilings of one machine, number of threads and instruction set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Streaming reads, bytes per second.
+    pub read: Measured,
+    /// f32 fused multiply-adds, operations per second: a multiplication and an addition are two.
+    pub f32_fma: Measured,
+    /// Products of bf16 pairs, operations per second: a pair is four.
+    pub bf16_pairs: Measured,
+}
+
+impl Ceilings {
+    /// Measures all three.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] where there is no buffer of that size.
+    pub fn measure(pool: &Pool, tier: Tier, effort: Effort) -> Result<Ceilings, OutOfMemory> {
+        Ok(Ceilings {
+            read: read_bandwidth(pool, tier, effort)?,
+            f32_fma: multiply_rate(pool, tier, Multiply::F32Fma, effort.samples),
+            bf16_pairs: multiply_rate(pool, tier, Multiply::Bf16Pairs, effort.samples),
+        })
+    }
+}
+
+/// Bytes per second that all threads read from a buffer of ones, in contiguous stretches.
+///
+/// # Errors
+/// [`OutOfMemory`] where there is no buffer of that size.
+pub fn read_bandwidth(pool: &Pool, tier: Tier, effort: Effort) -> Result<Measured, OutOfMemory> {
+    let bytes = effort.bytes.max(STRETCH) / STRETCH * STRETCH;
+    let mut buffer = AlignedBuffer::zeroed(bytes)?;
+    let values: &mut [f32] = bytemuck::cast_slice_mut(&mut buffer);
+    // Pages that nobody wrote are all the same zero page, which the caches hold.
+    values.fill(1.0);
+    let stretches: Vec<&[f32]> = values.chunks_exact(STRETCH / size_of::<f32>()).collect();
+    let total = Mutex::new(0.0);
+    let pass = || {
+        let start = Instant::now();
+        pool.run(stretches.len(), |task| {
+            let sum = dispatch(tier, Read { values: stretches[task.index] });
+            // Together with the use of the total this keeps the reads.
+            if sum == 0.0 {
+                *total.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = sum;
+            }
+        });
+        bytes as f64 / start.elapsed().as_secs_f64()
+    };
+    pass();
+    let measured = Measured::of((0..effort.samples).map(|_| pass()).collect());
+    black_box(total);
+    Ok(measured)
+}
+
+/// Operations per second of register-only loops on all threads.
+pub fn multiply_rate(pool: &Pool, tier: Tier, kind: Multiply, samples: usize) -> Measured {
+    let pass = || {
+        let rates = Mutex::new(Vec::new());
+        pool.run(pool.threads(), |_| {
+            let start = Instant::now();
+            let mut steps = 0_usize;
+            while start.elapsed() < RATE_TIME {
+                black_box(dispatch(tier, Rate { kind, seed: black_box(1e-3), steps: RATE_STEPS }));
+                steps += RATE_STEPS;
+            }
+            let per_lane = match kind {
+                Multiply::F32Fma => 2,
+                Multiply::Bf16Pairs => 4,
+            };
+            let operations = (steps * CHAINS * LANES * per_lane) as f64;
+            let rate = operations / start.elapsed().as_secs_f64();
+            rates.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(rate);
+        });
+        rates.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().sum()
+    };
+    Measured::of((0..samples).map(|_| pass()).collect())
+}
+
+/// Adds up a stretch.
+struct Read<'a> {
+    values: &'a [f32],
+}
+
+impl Kernel for Read<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        const WIDTH: usize = 8;
+        let mut sums = [simd.zero(); WIDTH];
+        let (vectors, _) = self.values.as_chunks::<LANES>();
+        let (groups, _) = vectors.as_chunks::<WIDTH>();
+        for group in groups {
+            for (sum, vector) in sums.iter_mut().zip(group) {
+                simd.prefetch(vector.as_ptr().wrapping_byte_add(PREFETCH));
+                *sum = simd.add(*sum, simd.load(vector));
+            }
+        }
+        sums.into_iter().map(|sum| simd.reduce_add(sum)).sum()
+    }
+}
+
+/// Multiplies and adds in registers.
+struct Rate {
+    kind: Multiply,
+    seed: f32,
+    steps: usize,
+}
+
+impl Kernel for Rate {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let mut sums = [simd.zero(); CHAINS];
+        let factor = simd.splat(self.seed);
+        let pair = [<bf16 as Element>::from_f32(self.seed); 2];
+        let (a, b) = (simd.splat_bf16_pair(pair), simd.splat_bf16_pair([pair[0], bf16::ONE]));
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                *sum = match self.kind {
+                    Multiply::F32Fma => simd.fma(factor, factor, *sum),
+                    Multiply::Bf16Pairs => simd.dot_bf16(*sum, a, b),
+                };
+            }
+        }
+        sums.into_iter().map(|sum| simd.reduce_add(sum)).sum()
+    }
+}
