@@ -54,7 +54,7 @@ pub struct Global {
 
     /// Threads to compute with; the physical cores if not given. The result does not depend on it
     #[arg(long, global = true, value_name = "N", env = "MANTISSA_THREADS", hide_env_values = true)]
-    pub threads: Option<usize>,
+    pub threads: Option<std::num::NonZeroUsize>,
 
     /// CPU instruction set: avx512, avx2, neon or scalar; the best there is if not given
     #[arg(long, global = true, value_name = "ISA", env = "MANTISSA_CPU_ISA", hide_env_values = true)]

@@ -1,9 +1,12 @@
 //! What every command is given: the shared options, checked, and the environment, read once.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use mantissa::cpu::Isa;
 use mantissa::numerics::PrecisionPolicy;
+use mantissa::{Device, Options};
 
 use crate::args::Global;
 use crate::interrupt::Interrupt;
@@ -13,8 +16,12 @@ use crate::interrupt::Interrupt;
 pub struct Context {
     /// Policies asked for, in order; empty where none was.
     pub policies: Vec<PrecisionPolicy>,
+    /// Where to compute.
+    pub device: Device,
     /// Threads asked for.
-    pub threads: Option<usize>,
+    pub threads: Option<NonZeroUsize>,
+    /// Instruction set asked for.
+    pub cpu_isa: Option<Isa>,
     /// Whether to say more.
     pub verbosity: Verbosity,
     /// Ctrl-C.
@@ -34,14 +41,25 @@ impl Context {
     /// Checks the shared options and reads the environment.
     pub fn new(global: &Global) -> Result<Context> {
         let policies = global.policy.iter().map(|text| policy(text)).collect::<Result<_>>()?;
-        if global.threads == Some(0) {
-            bail!("--threads 0: at least one thread is needed");
-        }
+        let isa = global.cpu_isa.as_deref().map(str::parse).transpose();
         Ok(Context {
             policies,
+            device: global.device.parse().context("--device")?,
             threads: global.threads,
+            cpu_isa: isa.context("--cpu-isa or MANTISSA_CPU_ISA")?,
             verbosity: if global.verbose { Verbosity::Verbose } else { Verbosity::Normal },
             interrupt: Interrupt::install()?,
+        })
+    }
+
+    /// The shared options as the library takes them.
+    pub fn options(&self) -> Result<Options> {
+        Ok(Options {
+            policy: self.policy()?,
+            device: self.device,
+            threads: self.threads,
+            cpu_isa: self.cpu_isa,
+            ..Options::default()
         })
     }
 

@@ -3,8 +3,14 @@
 mod args;
 mod commands;
 mod context;
+mod environment;
+mod ids;
 mod interrupt;
+mod memory;
+mod model;
 mod output;
+mod sampling;
+mod stats;
 
 use std::process::ExitCode;
 

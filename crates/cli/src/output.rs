@@ -1,5 +1,6 @@
 //! What goes to the streams and to files: errors, results, progress.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -17,7 +18,12 @@ pub fn stdout() -> anstream::AutoStream<io::StdoutLock<'static>> {
     anstream::AutoStream::auto(io::stdout()).lock()
 }
 
-/// Standard error, likewise.
+/// Standard output as it is, for text that must not be touched, such as a model's.
+pub fn raw_stdout() -> io::StdoutLock<'static> {
+    io::stdout().lock()
+}
+
+/// Standard error, without colours where they are not wanted.
 pub fn stderr() -> anstream::AutoStream<io::StderrLock<'static>> {
     anstream::AutoStream::auto(io::stderr()).lock()
 }
@@ -63,7 +69,7 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 /// A progress bar over bytes on standard error, drawn only on a terminal.
-pub fn byte_bar(label: &'static str) -> ProgressBar {
+pub fn byte_bar(label: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), target());
     if let Ok(style) =
         ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")

@@ -1,0 +1,60 @@
+//! The environment variables that have no option on the command line. This and clap's `env` attributes are the only
+//! places in Mantissa that read the environment.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use mantissa::model::hub::HubSettings;
+
+/// How to reach Hugging Face, by the variables that its own tools use.
+pub fn hub_settings() -> Result<HubSettings> {
+    let home = match non_empty("HF_HOME") {
+        Some(path) => Some(PathBuf::from(path)),
+        None => env::home_dir().map(|home| home.join(".cache").join("huggingface")),
+    };
+    Ok(HubSettings {
+        endpoint: text("HF_ENDPOINT")?,
+        cache_home: home,
+        token: text("HF_TOKEN")?,
+        offline: offline()?,
+    })
+}
+
+fn offline() -> Result<bool> {
+    let value = text("HF_HUB_OFFLINE")?.unwrap_or_default();
+    match value.to_ascii_lowercase().as_str() {
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        "1" | "true" | "yes" | "on" => Ok(true),
+        _ => bail!(
+            "HF_HUB_OFFLINE is \"{value}\"; it must be 1, true, yes or on, or else 0, false, no, off or unset"
+        ),
+    }
+}
+
+/// Where lines typed in `mantissa chat` are kept, by the conventions of the system.
+pub fn history_file() -> Option<PathBuf> {
+    let data = if cfg!(windows) {
+        PathBuf::from(non_empty("APPDATA")?)
+    } else if let Some(path) = non_empty("XDG_DATA_HOME") {
+        PathBuf::from(path)
+    } else if cfg!(target_os = "macos") {
+        env::home_dir()?.join("Library").join("Application Support")
+    } else {
+        env::home_dir()?.join(".local").join("share")
+    };
+    Some(data.join("mantissa").join("chat_history.txt"))
+}
+
+fn non_empty(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn text(name: &str) -> Result<Option<String>> {
+    match non_empty(name).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(_)) => bail!("{name} is not valid UTF-8"),
+    }
+}

@@ -1,0 +1,160 @@
+//! A checkpoint with everything that lies beside it, and the way from there to a generator.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mantissa_engine::engine::{Engine, EngineError, EngineOptions};
+use mantissa_engine::sampling::SamplingOptions;
+use mantissa_model::arch;
+use mantissa_model::checkpoint::Checkpoint;
+use mantissa_model::config::{GenerationDefaults, ModelConfig};
+use mantissa_model::hub::{self, DownloadProgress, HubSettings, RepoId};
+use mantissa_model::template::ChatTemplate;
+use mantissa_model::tokenizer::Tokenizer;
+use mantissa_ops::backend::NoProgress;
+use mantissa_ops::{Backend, Plan, Progress};
+
+use crate::error::Error;
+use crate::generator::Generator;
+use crate::options::{LogitRows, Options};
+use crate::prompt::Prompt;
+use crate::text::{LazyTokenizer, open_chat_template};
+
+/// Where a model lies: a folder or file of this name, or else a Hugging Face repository (`owner/name`,
+/// `owner/name@revision:file.gguf`), which is downloaded into the cache that all Hugging Face tools share.
+///
+/// # Errors
+/// Where there is neither, or the download fails.
+pub fn locate(location: &str, hub: &HubSettings, progress: &dyn DownloadProgress) -> Result<PathBuf, Error> {
+    let path = PathBuf::from(location);
+    if path.exists() {
+        return Ok(path);
+    }
+    match location.parse::<RepoId>() {
+        Ok(id) => Ok(hub::fetch(&id, hub, progress)?),
+        Err(_) => Err(Error::NoModel(path)),
+    }
+}
+
+/// A model on disk, opened: its weights are read when it is prepared.
+pub struct Model {
+    path: PathBuf,
+    checkpoint: Checkpoint,
+    tokenizer: Arc<LazyTokenizer>,
+}
+
+impl Model {
+    /// Opens a Hugging Face folder or a `.gguf` file; [`locate`] downloads one.
+    ///
+    /// # Errors
+    /// Where there is none, or it is not readable as a model that Mantissa knows.
+    pub fn open(path: impl AsRef<Path>) -> Result<Model, Error> {
+        let path = path.as_ref().to_owned();
+        if !path.exists() {
+            return Err(Error::NoModel(path));
+        }
+        let checkpoint = Checkpoint::open(&path)?;
+        Ok(Model { tokenizer: Arc::new(LazyTokenizer::new(&path)), path, checkpoint })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its files and tensors.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Its architecture and sizes.
+    pub fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// Its tokenizer, or nothing where it has none; opened at the first call.
+    ///
+    /// # Errors
+    /// Where it is malformed or of an unknown kind.
+    pub fn tokenizer(&self) -> Result<Option<Arc<Tokenizer>>, Error> {
+        self.tokenizer.get()
+    }
+
+    /// Its chat template.
+    ///
+    /// # Errors
+    /// Where it has none, or a malformed one.
+    pub fn chat_template(&self) -> Result<ChatTemplate, Error> {
+        open_chat_template(&self.path)
+    }
+
+    /// Token ids of a prompt.
+    ///
+    /// # Errors
+    /// Where a text is given and the model has no tokenizer.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
+        self.tokenizer.encode(prompt)
+    }
+
+    /// Resolves what would be computed, without reading weights.
+    ///
+    /// # Errors
+    /// Everything that the backend cannot do under the policy, at once.
+    pub fn plan(&self, options: &Options) -> Result<Arc<Plan>, Error> {
+        self.plan_on(options, &*options.backend()?)
+    }
+
+    fn plan_on(&self, options: &Options, backend: &dyn Backend) -> Result<Arc<Plan>, Error> {
+        let program = arch::program(self.config())?;
+        Ok(Plan::resolve(program, options.policy(), backend).map_err(EngineError::from)?)
+    }
+
+    /// Makes the model ready to generate: everything that can fail fails here.
+    ///
+    /// # Errors
+    /// As [`Model::plan`], and where weights are missing, of a wrong shape or beyond the range of the policy's format.
+    pub fn prepare(&self, options: &Options) -> Result<Generator, Error> {
+        self.prepare_with_progress(options, &NoProgress)
+    }
+
+    /// As [`Model::prepare`], and tells how far loading is.
+    ///
+    /// # Errors
+    /// As [`Model::prepare`].
+    pub fn prepare_with_progress(
+        &self,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<Generator, Error> {
+        let backend = options.backend()?;
+        let plan = self.plan_on(options, &*backend)?;
+        let engine = EngineOptions {
+            context: Some(options.context.unwrap_or(plan.program.max_context.min(Options::DEFAULT_CONTEXT))),
+            sequences: options.sequences.unwrap_or(1),
+            overflow: options.overflow,
+            ..EngineOptions::default()
+        };
+        let engine = match options.logits {
+            LogitRows::Last => engine,
+            LogitRows::All => EngineOptions { outputs: engine.chunk, ..engine },
+        };
+        Ok(Generator {
+            engine: Engine::prepare(plan, &self.checkpoint, &*backend, &engine, progress)?,
+            tokenizer: self.tokenizer.clone(),
+            recommended: recommended(self.checkpoint.generation_defaults()),
+            checkpoint_end_ids: self.checkpoint.eos_token_ids().to_vec(),
+        })
+    }
+}
+
+fn recommended(defaults: &GenerationDefaults) -> SamplingOptions {
+    SamplingOptions {
+        do_sample: defaults.do_sample,
+        temperature: defaults.temperature.map(|x| x as f32),
+        top_k: defaults.top_k.map(|k| u32::try_from(k).unwrap_or(u32::MAX)),
+        top_p: defaults.top_p.map(|x| x as f32),
+        min_p: defaults.min_p.map(|x| x as f32),
+        repetition_penalty: defaults.repetition_penalty.map(|x| x as f32),
+        ..SamplingOptions::default()
+    }
+}

@@ -1,0 +1,150 @@
+//! What a library user can ask for.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+use mantissa_cpu::{CpuBackend, CpuOptions, Isa};
+use mantissa_engine::sampling::SamplingOptions;
+use mantissa_engine::sequence::EndOfText;
+use mantissa_numerics::PrecisionPolicy;
+use mantissa_ops::Backend;
+use mantissa_ops::backend::OverflowRule;
+
+use crate::error::Error;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// The best that this build and this machine have.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+impl Device {
+    /// Every device, with the name that it is asked for by.
+    pub const ALL: [(&'static str, Device); 2] = [("auto", Device::Auto), ("cpu", Device::Cpu)];
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Device::Auto => "auto",
+            Device::Cpu => "cpu",
+        })
+    }
+}
+
+/// A text that names no device of this build.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no device \"{0}\"; this build has cpu, and auto, which takes the best of them")]
+pub struct UnknownDevice(pub String);
+
+impl FromStr for Device {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<Device, UnknownDevice> {
+        let found = Device::ALL.iter().find(|(name, _)| *name == text);
+        found.map(|&(_, device)| device).ok_or_else(|| UnknownDevice(text.to_owned()))
+    }
+}
+
+/// How to make a model ready.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// In which formats numbers are kept; the process-wide default
+    /// ([`default_policy`](mantissa_numerics::default_policy)) where none is given.
+    pub policy: Option<PrecisionPolicy>,
+    /// Where to compute.
+    pub device: Device,
+    /// Threads of the processor; its physical cores where none are given. No result depends on it.
+    pub threads: Option<NonZeroUsize>,
+    /// Instruction set of the processor; the best it has where none is given.
+    pub cpu_isa: Option<Isa>,
+    /// Tokens that prompt and answer may have together; where nothing is given, what the model was made for, but no
+    /// more than [`Options::DEFAULT_CONTEXT`].
+    pub context: Option<usize>,
+    /// Prompts that run at the same time, 1 where nothing is given; more of them wait for their turn.
+    pub sequences: Option<usize>,
+    /// Whether the logits of every position are wanted ([`Generator::score`](crate::Generator::score)) or those of the
+    /// next token only.
+    pub logits: LogitRows,
+    /// What to do with weights beyond the range of the policy's format.
+    pub overflow: OverflowRule,
+}
+
+impl Options {
+    /// The longest context that is prepared without being asked for: its cache takes memory.
+    pub const DEFAULT_CONTEXT: usize = 4096;
+
+    /// The backend that they ask for.
+    ///
+    /// # Errors
+    /// Where the machine does not have it.
+    pub fn backend(&self) -> Result<Box<dyn Backend>, Error> {
+        match self.device {
+            Device::Auto | Device::Cpu => {
+                let options = CpuOptions { threads: self.threads, isa: self.cpu_isa };
+                Ok(Box::new(CpuBackend::new(options)?))
+            }
+        }
+    }
+
+    /// The policy that they ask for, or the process-wide default.
+    pub fn policy(&self) -> PrecisionPolicy {
+        mantissa_numerics::resolve(self.policy)
+    }
+}
+
+/// Which rows of a run have logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitRows {
+    /// The last of each sequence, from which the next token is chosen.
+    #[default]
+    Last,
+    /// All of them.
+    All,
+}
+
+/// How to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// How tokens are chosen. What is left open here is taken from the checkpoint's recommendation, and what that leaves
+    /// open from [`SamplingParams`](mantissa_engine::sampling::SamplingParams).
+    pub sampling: SamplingOptions,
+    /// Tokens to generate at most; 0 generates none.
+    pub max_tokens: usize,
+    /// Texts that end the answer and are no part of it.
+    pub stop: Vec<String>,
+    /// Whether the model's end-of-text tokens end the answer.
+    pub end_of_text: EndOfText,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> GenerateOptions {
+        GenerateOptions {
+            sampling: SamplingOptions::default(),
+            max_tokens: 256,
+            stop: Vec::new(),
+            end_of_text: EndOfText::Stop,
+        }
+    }
+}
+
+impl GenerateOptions {
+    /// The most probable token each time.
+    #[must_use]
+    pub fn greedy(mut self) -> GenerateOptions {
+        self.sampling.temperature = Some(0.0);
+        self
+    }
+
+    /// At most this many tokens.
+    #[must_use]
+    pub fn max_tokens(mut self, tokens: usize) -> GenerateOptions {
+        self.max_tokens = tokens;
+        self
+    }
+}
