@@ -51,7 +51,7 @@ pub struct AttentionArgs {
     pub layer: usize,
 }
 
-/// Arguments of [`ProgramBuilder::ffn`].
+/// Arguments of [`ProgramBuilder::ffn_into`].
 #[derive(Clone, Debug)]
 pub struct FfnArgs {
     /// Gate rows, then up rows.

@@ -1,7 +1,7 @@
 //! The f64 oracle: a plain interpreter of every op, as a backend.
 //!
 //! It is written to be read, not to be fast. Contracts of other backends are judged by it, see
-//! [`conformance`](crate::conformance), and so are whole models.
+//! [`conformance`](mod@crate::conformance), and so are whole models.
 
 pub mod as_contract;
 mod bounded;
