@@ -94,16 +94,20 @@ pub struct MatrixRow {
 
 /// Every combination of [`universe`] with what the backend says.
 pub fn support_matrix(backend: &dyn Backend) -> Vec<MatrixRow> {
-    let name = backend.info().name;
+    matrix_of(&backend.info().name, backend.contracts())
+}
+
+/// Every combination of [`universe`] with what the contracts of the backend called `name` say.
+pub fn matrix_of(name: &str, contracts: &[OpContract]) -> Vec<MatrixRow> {
     let row = |query: ContractQuery| {
-        let support = match look_up(backend.contracts(), &query, &name, "matrix") {
+        let support = match look_up(contracts, &query, name, "matrix") {
             Ok(contract) => supported(contract),
             Err(refusal) => {
                 Support::Unsupported { nearest: refusal.nearest.iter().map(ToString::to_string).collect() }
             }
         };
         MatrixRow {
-            backend: name.clone(),
+            backend: name.to_owned(),
             family: query.family.name(),
             weights: query.weights,
             activations: query.activations,
