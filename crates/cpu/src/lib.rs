@@ -5,8 +5,10 @@
 
 pub mod aligned;
 pub mod attention;
+mod backend;
 pub mod cache;
 pub mod ceilings;
+mod contracts;
 mod disjoint;
 pub mod elements;
 pub mod elementwise;
@@ -19,8 +21,13 @@ pub mod pack;
 pub mod pool;
 pub mod qkv;
 pub mod rope;
+mod session;
 pub mod simd;
 pub mod softmax;
+mod steps;
+mod values;
+mod weights;
 
+pub use backend::{CpuBackend, CpuError, CpuOptions};
 pub use isa::{Isa, Tier};
 pub use pool::{Pool, Task};

@@ -1,5 +1,6 @@
 //! Model files: checkpoints, their configuration and their tokenizers, and architectures as readable code.
 
+pub mod arch;
 pub mod checkpoint;
 pub mod config;
 pub mod gguf;

@@ -172,6 +172,8 @@ pub enum RunError {
     NotRepresentable { value: String, number: f32, format: Format },
     #[error("page {page} is outside the cache of {pages} pages")]
     Page { page: u32, pages: usize },
+    #[error("step {step}: {message}")]
+    Kernel { step: String, message: String },
 }
 
 /// Reads a session's values, decoded exactly to f32, as the last run left them.

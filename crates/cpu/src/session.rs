@@ -1,0 +1,278 @@
+//! A plan made ready for the CPU: packed weights, the KV cache, values and scratch; runs step after step.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mantissa_ops::backend::{
+    LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError, Session, StepObserver, ValueReader,
+};
+use mantissa_ops::batch::{Batch, Limits};
+use mantissa_ops::program::{Program, WeightKind};
+use mantissa_ops::{Op, Plan, TensorSource, ValueId, WeightId};
+
+use crate::aligned::AlignedBuffer;
+use crate::attention::AttentionWorkspace;
+use crate::cache::KvCache;
+use crate::isa::Tier;
+use crate::matmul::MatmulScratch;
+use crate::operands::Machine;
+use crate::pool::Pool;
+use crate::rope::RopeTables;
+use crate::steps::Runner;
+use crate::values::{RunRows, Values, poisoned};
+use crate::weights::{Loader, Weights};
+
+/// Memory that steps use between reading and writing values.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub matmul: MatmulScratch,
+    /// f32 products of queries, keys and values; rows of looked-up tokens; scores of materialised attention.
+    pub floats: AlignedBuffer,
+    /// Intermediates of the FFN, or the rows whose logits are wanted, in the activation format.
+    pub activations: AlignedBuffer,
+    /// One workspace per shape of heads.
+    pub attention: Vec<(mantissa_ops::op::Heads, AttentionWorkspace)>,
+}
+
+/// A prepared plan.
+pub(crate) struct CpuSession {
+    tier: Tier,
+    pool: Arc<Pool>,
+    plan: Arc<Plan>,
+    limits: Limits,
+    report: LoadReport,
+    weights: Weights,
+    values: Values,
+    rope: Option<RopeTables>,
+    cache: Option<KvCache>,
+    scratch: Scratch,
+    rows: RunRows,
+}
+
+impl CpuSession {
+    /// Loads weights and allocates everything.
+    pub fn prepare(
+        tier: Tier,
+        pool: Arc<Pool>,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<CpuSession, PrepareError> {
+        let limits = options.limits;
+        check_limits(&limits)?;
+        check_kinds(&plan.program)?;
+        let started = Instant::now();
+        let mut report = LoadReport::default();
+        let loader = Loader { pool: &pool, source, overflow: options.overflow, progress };
+        let weights = Weights::load(&plan, &loader, &mut report)?;
+        let out_of_memory = |what: &str, error: &dyn std::fmt::Display| PrepareError::Limit {
+            what: "memory",
+            got: 0,
+            wanted: format!("enough for {what}: {error}"),
+        };
+        let rope = match &plan.program.rope {
+            Some(spec) => Some(
+                RopeTables::new(spec, limits.context, &pool)
+                    .map_err(|error| out_of_memory("rope", &error))?,
+            ),
+            None => None,
+        };
+        let cache = match plan.program.cache {
+            Some(spec) => Some(
+                KvCache::new(spec, plan.cache_format(), &limits)
+                    .map_err(|error| out_of_memory("the KV cache", &error))?,
+            ),
+            None => None,
+        };
+        let values = Values::new(&plan, &limits)?;
+        let scratch = Scratch::new(&plan, &limits, &pool)?;
+        report.seconds = started.elapsed().as_secs_f64();
+        let rows = RunRows::default();
+        Ok(CpuSession { tier, pool, plan, limits, report, weights, values, rope, cache, scratch, rows })
+    }
+
+    fn execute(
+        &mut self,
+        batch: &Batch<'_>,
+        mut observer: Option<&mut dyn StepObserver>,
+    ) -> Result<(), RunError> {
+        batch.check(&self.limits, &self.plan.batch_rules())?;
+        self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
+        let plan = Arc::clone(&self.plan);
+        for (index, step) in plan.steps.iter().enumerate() {
+            if let Some(observer) = observer.as_deref_mut() {
+                observer.before_step(index);
+            }
+            let mut runner = Runner {
+                machine: Machine { tier: self.tier, pool: &self.pool },
+                weights: &self.weights,
+                values: &mut self.values,
+                rope: self.rope.as_ref(),
+                cache: self.cache.as_mut(),
+                scratch: &mut self.scratch,
+                batch,
+                rows: self.rows,
+            };
+            runner
+                .step(&step.op)
+                .map_err(|error| RunError::Kernel { step: step.name.clone(), message: error.to_string() })?;
+            if let Some(observer) = observer.as_deref_mut() {
+                observer.after_step(index, self);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Scratch {
+    fn new(plan: &Plan, limits: &Limits, pool: &Pool) -> Result<Scratch, PrepareError> {
+        let program = &plan.program;
+        let (mut columns, mut floats, mut activations) = (0, 0, 0);
+        let mut attention: Vec<(mantissa_ops::op::Heads, AttentionWorkspace)> = Vec::new();
+        let memory = |what: &str, error: crate::aligned::OutOfMemory| PrepareError::OutOfMemory {
+            what: what.to_owned(),
+            bytes: error.bytes as u64,
+        };
+        for step in &program.steps {
+            for id in step.op.weights() {
+                columns = columns.max(program.weight(id).columns);
+            }
+            match &step.op {
+                Op::Embedding(op) => floats = floats.max(pool.threads() * program.weight(op.table).columns),
+                Op::Qkv(op) => {
+                    floats = floats.max(limits.rows.saturating_mul(program.weight(op.weight).rows))
+                }
+                Op::Ffn(op) => {
+                    activations =
+                        activations.max(limits.rows.saturating_mul(program.weight(op.down).columns));
+                }
+                Op::Logits(op) => {
+                    activations =
+                        activations.max(limits.outputs.saturating_mul(program.weight(op.weight).columns));
+                }
+                Op::Attention(op) if attention.iter().all(|(heads, _)| *heads != op.heads) => {
+                    let workspace = AttentionWorkspace::new(op.heads, limits, pool)
+                        .map_err(|error| memory("attention", error))?;
+                    attention.push((op.heads, workspace));
+                }
+                _ => {}
+            }
+        }
+        let activation_bytes = activations.saturating_mul(plan.policy.activations().bytes());
+        Ok(Scratch {
+            matmul: MatmulScratch::for_size(limits.rows, columns, pool.threads())
+                .map_err(|error| memory("matrix products", error))?,
+            floats: poisoned(floats.saturating_mul(size_of::<f32>()), "scratch of products")?,
+            activations: poisoned(activation_bytes, "scratch of activations")?,
+            attention,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let attention: usize = self.attention.iter().map(|(_, workspace)| workspace.bytes()).sum();
+        self.matmul.bytes() + self.floats.len() + self.activations.len() + attention
+    }
+}
+
+fn check_limits(limits: &Limits) -> Result<(), PrepareError> {
+    if limits.page_size < Limits::MIN_PAGE || !limits.page_size.is_power_of_two() {
+        let wanted = format!("a power of two of at least {}", Limits::MIN_PAGE);
+        return Err(PrepareError::Limit { what: "page size", got: limits.page_size, wanted });
+    }
+    for (what, got) in [("rows", limits.rows), ("sequences", limits.sequences), ("context", limits.context)] {
+        if got == 0 {
+            return Err(PrepareError::Limit { what, got, wanted: "at least 1".to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Demands that matrices stand where ops read matrices, gates where they read gates, and vectors elsewhere.
+fn check_kinds(program: &Program) -> Result<(), PrepareError> {
+    let matrix = |id: WeightId| (id, WeightKind::Matrix);
+    let vector = |id: WeightId| (id, WeightKind::Vector);
+    for step in &program.steps {
+        let wanted: Vec<(WeightId, WeightKind)> = match &step.op {
+            Op::Embedding(op) => vec![matrix(op.table)],
+            Op::RmsNorm(op) => vec![vector(op.weight)],
+            Op::Matmul(op) => std::iter::once(matrix(op.weight)).chain(op.bias.map(vector)).collect(),
+            Op::Qkv(op) => {
+                let norms = op.head_norms.into_iter().flat_map(|norms| [norms.query, norms.key]);
+                std::iter::once(matrix(op.weight))
+                    .chain(op.bias.into_iter().chain(norms).map(vector))
+                    .collect()
+            }
+            Op::SwiGlu(op) => vec![(op.weight, WeightKind::GateUp)],
+            Op::Ffn(op) => vec![(op.gate_up, WeightKind::GateUp), matrix(op.down)],
+            Op::Logits(op) => vec![matrix(op.weight)],
+            Op::Rope(_) | Op::Softmax(_) | Op::Sdpa(_) | Op::Attention(_) | Op::Residual(_) => vec![],
+        };
+        if let Some((id, kind)) = wanted.into_iter().find(|(id, kind)| program.weight(*id).kind != *kind) {
+            let weight = program.weight(id);
+            return Err(PrepareError::Limit {
+                what: "weight of a step",
+                got: id.0,
+                wanted: format!("{kind:?} for {}, but {} is {:?}", step.name, weight.name, weight.kind),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl ValueReader for CpuSession {
+    fn read(&self, value: ValueId) -> Vec<f32> {
+        self.values.decoded(value, self.rows)
+    }
+}
+
+impl Session for CpuSession {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn report(&self) -> &LoadReport {
+        &self.report
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let tables = self.rope.as_ref().map_or(0, RopeTables::bytes) as u64;
+        MemoryUse {
+            weights: self.weights.bytes(),
+            cache: self.cache.as_ref().map_or(0, KvCache::bytes) as u64,
+            scratch: self.values.bytes() + self.scratch.bytes() as u64 + tables,
+        }
+    }
+
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
+        self.execute(batch, None)
+    }
+
+    fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
+        self.execute(batch, Some(observer))
+    }
+
+    fn logits(&self) -> &[f32] {
+        match self.plan.program.logits() {
+            Some(id) => self.values.as_f32(id, self.rows),
+            None => &[],
+        }
+    }
+
+    fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {
+        self.values.write(value, numbers)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), RunError> {
+        match &mut self.cache {
+            Some(cache) => cache
+                .copy_page(from, to)
+                .map_err(|error| RunError::Page { page: error.page, pages: error.pages }),
+            None => Err(RunError::Page { page: from, pages: 0 }),
+        }
+    }
+}
