@@ -172,7 +172,10 @@ impl<C: SimdElement> Kernel for Weights<'_, '_, '_, C> {
         let scratch = &mut *kernel.scratch;
         for row in 0..kernel.tile.tokens * group {
             let visible = intersect(span, &kernel.tile.visible(row / group));
-            let visible = visible.start - span.start..visible.end.max(visible.start) - span.start;
+            if visible.is_empty() {
+                continue;
+            }
+            let visible = visible.start - span.start..visible.end - span.start;
             let scores = &mut scratch.scores[row * SPAN..(row + 1) * SPAN];
             let scales = scaled.then_some((&*scratch.key_scales, &*scratch.value_scales));
             scratch.part_softmax[row] = weights(simd, scores, &visible, kernel.tile.scale, scales);
