@@ -17,10 +17,12 @@ pub(super) struct Block<'a, P: Product> {
     pub panel: usize,
     /// Its weights, `[steps][PANEL]`.
     pub weights: &'a [P::Weight],
-    /// All activations, `[tile][steps][rows of the tile]`.
+    /// All activations, `[tile][padded_steps / 16][rows of the tile][16]`.
     pub input: &'a [P::Input],
     /// Steps over k.
     pub steps: usize,
+    /// Steps of the activations: whole groups of sixteen.
+    pub padded_steps: usize,
     /// Rows of all tiles.
     pub tiles: Split,
     /// The tiles of this block.
@@ -42,7 +44,8 @@ impl<P: Product> Kernel for Block<'_, P> {
         let rows = self.tiles.start(self.parts.end) - first_row;
         let sums = &mut self.sums[..rows * PANEL];
         sums.fill(0.0);
-        let tiles = Tiles { input: self.input, steps: self.steps, tiles: self.tiles, parts: self.parts };
+        let tiles =
+            Tiles { input: self.input, steps: self.padded_steps, tiles: self.tiles, parts: self.parts };
         for start in (0..self.steps).step_by(CHUNK) {
             let chunk = start..(start + CHUNK).min(self.steps);
             let weights = &self.weights[start * PANEL..chunk.end * PANEL];
@@ -71,6 +74,7 @@ fn decode<P: Product, S: Simd>(simd: S, from: &[P::Weight], to: &mut [DecodedWei
 /// The rows of a block.
 struct Tiles<'a, I> {
     input: &'a [I],
+    /// Padded.
     steps: usize,
     tiles: Split,
     parts: Range<usize>,
@@ -93,7 +97,8 @@ impl<I> Tiles<'_, I> {
             let (sums, after) = std::mem::take(&mut rest).split_at_mut(rows * PANEL);
             rest = after;
             let start = first * self.steps;
-            let input = &self.input[start + chunk.start * rows..start + chunk.end * rows];
+            let end = chunk.end.next_multiple_of(LANES);
+            let input = &self.input[start + chunk.start * rows..start + end * rows];
             Tile::<P> { weights, input, sums, rows }.run(simd);
         }
     }

@@ -1,4 +1,7 @@
-//! Activations in the order in which tiles read them: `[tile][step][row of the tile]`.
+//! Activations in the order in which tiles read them: `[tile][group of steps][row of the tile][step of the group]`.
+//!
+//! A row of a group is one vector (or two): preparing is copying, and decoding where needed. In the tile the rows of
+//! a group lie at constant distances, whatever the width of the matrix.
 
 use half::bf16;
 use mantissa_numerics::Format;
@@ -16,13 +19,16 @@ pub(super) trait Unit<X: SimdElement>: bytemuck::Pod + Send + Sync {
     /// Format of these values.
     const FORMAT: Format;
 
-    /// One row as it is, where it needs no preparation.
+    /// One row as it is, where it needs no preparation: the right format, and whole groups of steps.
     fn same(row: &[X]) -> Option<&[Self]> {
-        if X::FORMAT == Self::FORMAT { bytemuck::try_cast_slice(row).ok() } else { None }
+        if X::FORMAT != Self::FORMAT || !row.len().is_multiple_of(LANES * Self::VALUES) {
+            return None;
+        }
+        bytemuck::try_cast_slice(row).ok()
     }
 
     /// Sixteen steps of one row from its next values, zero where the row ends.
-    fn gather<S: Simd>(simd: S, values: &[X]) -> [Self; LANES];
+    fn fill<S: Simd>(simd: S, values: &[X], out: &mut [Self; LANES]);
 }
 
 impl<X: SimdElement> Unit<X> for f32 {
@@ -30,10 +36,8 @@ impl<X: SimdElement> Unit<X> for f32 {
     const FORMAT: Format = Format::F32;
 
     #[inline(always)]
-    fn gather<S: Simd>(simd: S, values: &[X]) -> [f32; LANES] {
-        let mut out = [0.0; LANES];
-        simd.store(X::load_partial(simd, values), &mut out);
-        out
+    fn fill<S: Simd>(simd: S, values: &[X], out: &mut [f32; LANES]) {
+        simd.store(X::load_partial(simd, values), out);
     }
 }
 
@@ -42,12 +46,11 @@ impl<X: SimdElement> Unit<X> for [f32; 2] {
     const FORMAT: Format = Format::F32;
 
     #[inline(always)]
-    fn gather<S: Simd>(simd: S, values: &[X]) -> [[f32; 2]; LANES] {
-        let mut out = [[0.0; LANES]; 2];
+    fn fill<S: Simd>(simd: S, values: &[X], out: &mut [[f32; 2]; LANES]) {
+        let [first, second]: &mut [[f32; LANES]; 2] = bytemuck::cast_mut(out);
         let (low, high) = values.split_at(values.len().min(LANES));
-        simd.store(X::load_partial(simd, low), &mut out[0]);
-        simd.store(X::load_partial(simd, high), &mut out[1]);
-        bytemuck::cast(out)
+        simd.store(X::load_partial(simd, low), first);
+        simd.store(X::load_partial(simd, high), second);
     }
 }
 
@@ -56,11 +59,15 @@ impl Unit<bf16> for [bf16; 2] {
     const FORMAT: Format = Format::Bf16;
 
     #[inline(always)]
-    fn gather<S: Simd>(_: S, values: &[bf16]) -> [[bf16; 2]; LANES] {
-        let mut padded = [bf16::ZERO; 2 * LANES];
-        let count = values.len().min(2 * LANES);
-        padded[..count].copy_from_slice(&values[..count]);
-        bytemuck::cast(padded)
+    fn fill<S: Simd>(_: S, values: &[bf16], out: &mut [[bf16; 2]; LANES]) {
+        let out: &mut [bf16; 2 * LANES] = bytemuck::cast_mut(out);
+        match values.first_chunk() {
+            Some(whole) => *out = *whole,
+            None => {
+                out.fill(bf16::ZERO);
+                out[..values.len()].copy_from_slice(values);
+            }
+        }
     }
 }
 
@@ -71,7 +78,7 @@ pub(super) struct PackInput<'a, X> {
     pub input: &'a [X],
     /// Values of a row.
     pub columns: usize,
-    /// Steps of a row.
+    /// Steps of a row, a multiple of a group.
     pub steps: usize,
     /// Rows of the tiles.
     pub tiles: Split,
@@ -119,14 +126,12 @@ impl<X: SimdElement, I: Unit<X>> Kernel for PackTile<'_, X, I> {
         let PackInput { input, columns, tiles, .. } = self.whole;
         let (first, end) = (tiles.start(self.tile), tiles.start(self.tile + 1));
         let rows = end - first;
-        for (group, out) in self.out.chunks_mut(LANES * rows).enumerate() {
+        let (groups, _) = self.out.as_chunks_mut::<LANES>();
+        for (group, out) in groups.chunks_exact_mut(rows).enumerate() {
             let column = group * LANES * I::VALUES;
-            for row in 0..rows {
+            for (row, out) in out.iter_mut().enumerate() {
                 let start = (first + row) * columns;
-                let units = I::gather(simd, &input[start + column..start + columns]);
-                for (out, unit) in out.iter_mut().skip(row).step_by(rows).zip(units) {
-                    *out = unit;
-                }
+                I::fill(simd, &input[start + column..start + columns], out);
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::elements::{Elements, ElementsMut};
 use crate::isa::{Isa, Tier};
 use crate::pack::{Layout, PANEL, PackedMatrix};
 use crate::pool::Pool;
-use crate::simd::{SimdElement, dispatch};
+use crate::simd::{LANES, SimdElement, dispatch};
 
 use block::Block;
 use epilogue::Writer;
@@ -165,7 +165,7 @@ impl MatmulScratch {
     /// [`OutOfMemory`].
     pub fn for_size(rows: usize, columns: usize, threads: usize) -> Result<MatmulScratch, OutOfMemory> {
         let mut scratch = MatmulScratch::default();
-        let padded = columns.checked_next_multiple_of(2);
+        let padded = columns.checked_next_multiple_of(2 * LANES);
         let values = padded.and_then(|columns| columns.checked_mul(rows));
         let bytes = values.and_then(|values| values.checked_mul(size_of::<f32>()));
         scratch.reserve(bytes.ok_or(OutOfMemory { bytes: usize::MAX })?, threads)?;
@@ -313,8 +313,9 @@ impl Run<'_> {
         let Matmul { weights, rows, .. } = self.product;
         let steps = weights.columns().div_ceil(<P::Input as Unit<X>>::VALUES);
         let tiles = Split::new(rows, tile_rows(self.tier.isa()));
-        let job = Job { pool: self.pool, tier: self.tier, steps, tiles };
-        let bytes = steps.saturating_mul(rows).saturating_mul(size_of::<P::Input>());
+        let padded_steps = steps.next_multiple_of(LANES);
+        let job = Job { pool: self.pool, tier: self.tier, steps, padded_steps, tiles };
+        let bytes = padded_steps.saturating_mul(rows).saturating_mul(size_of::<P::Input>());
         let whole_row = if rows == 1 { P::Input::same(input) } else { None };
         let prepared_bytes = if whole_row.is_some() { 0 } else { bytes };
         self.scratch.reserve(prepared_bytes, self.pool.threads())?;
@@ -338,6 +339,8 @@ struct Job<'a> {
     tier: Tier,
     /// Steps over k.
     steps: usize,
+    /// The same in whole groups.
+    padded_steps: usize,
     /// Rows of the tiles.
     tiles: Split,
 }
@@ -345,7 +348,7 @@ struct Job<'a> {
 impl Job<'_> {
     /// Reorders the activations for the tiles, decoded unless they stay bf16.
     fn prepare<X: SimdElement, I: Unit<X>>(&self, input: &[X], columns: usize, out: &mut [I]) {
-        let packer = PackInput { input, columns, steps: self.steps, tiles: self.tiles };
+        let packer = PackInput { input, columns, steps: self.padded_steps, tiles: self.tiles };
         if out.len() < SERIAL_INPUT {
             packer.all(self.tier, out);
         } else {
@@ -374,6 +377,7 @@ impl Job<'_> {
                     weights: bytemuck::cast_slice(weights.panel(panel)),
                     input,
                     steps: self.steps,
+                    padded_steps: self.padded_steps,
                     tiles: self.tiles,
                     parts: blocks.start(block)..blocks.start(block + 1),
                     sums: bytemuck::cast_slice_mut(sums),

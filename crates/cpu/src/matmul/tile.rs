@@ -150,7 +150,7 @@ impl Product for PairsFma {
 pub(super) struct Tile<'a, P: Product> {
     /// `[steps][PANEL]`.
     pub weights: &'a [P::Weight],
-    /// `[steps][rows]`.
+    /// `[steps / 16][rows][16]`, rounded up.
     pub input: &'a [P::Input],
     /// `[rows][PANEL]`: what earlier steps left, and what these leave.
     pub sums: &'a mut [f32],
@@ -190,6 +190,7 @@ impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for FixedTile<'
     fn run<S: Simd>(self, simd: S) {
         let Tile { weights, input, sums, .. } = self.0;
         let (weights, _) = weights.as_chunks::<LANES>();
+        let (input, _) = input.as_chunks::<LANES>();
         let (input, _) = input.as_chunks::<ROWS>();
         let (sums, _) = sums.as_chunks_mut::<LANES>();
         let vectors = PANEL / LANES;
@@ -203,15 +204,17 @@ impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for FixedTile<'
                     *register = simd.load(&sums[row * vectors + first + vector]);
                 }
             }
-            for (weights, input) in weights.chunks_exact(vectors).zip(input) {
-                let weights: &[[P::Weight; LANES]] = &weights[first..first + VECTORS];
-                simd.prefetch(weights.as_ptr().wrapping_byte_add(PREFETCH));
-                let operands: [P::Operand<S>; VECTORS] =
-                    std::array::from_fn(|vector| P::weights(simd, &weights[vector]));
-                for (registers, &input) in registers.iter_mut().zip(input) {
-                    let input = P::input(simd, input);
-                    for (register, &operand) in registers.iter_mut().zip(&operands) {
-                        *register = P::accumulate(simd, *register, operand, input);
+            for (weights, input) in weights.chunks(LANES * vectors).zip(input) {
+                for (weights, step) in weights.chunks_exact(vectors).zip(0..LANES) {
+                    let weights: &[[P::Weight; LANES]] = &weights[first..first + VECTORS];
+                    simd.prefetch(weights.as_ptr().wrapping_byte_add(PREFETCH));
+                    let operands: [P::Operand<S>; VECTORS] =
+                        std::array::from_fn(|vector| P::weights(simd, &weights[vector]));
+                    for (registers, input) in registers.iter_mut().zip(input) {
+                        let input = P::input(simd, input[step]);
+                        for (register, &operand) in registers.iter_mut().zip(&operands) {
+                            *register = P::accumulate(simd, *register, operand, input);
+                        }
                     }
                 }
             }
