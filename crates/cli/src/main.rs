@@ -11,6 +11,7 @@ mod model;
 mod output;
 mod sampling;
 mod stats;
+mod table;
 
 use std::process::ExitCode;
 

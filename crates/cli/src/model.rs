@@ -29,7 +29,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Opens the model, and downloads it first where it is a repository.
     pub fn open(&self) -> Result<Model> {
-        Ok(Model::open(locate(&self.model)?)?)
+        open(&self.model)
     }
 
     /// What to do with weights beyond the range of the policy's format.
@@ -41,6 +41,11 @@ impl ModelArgs {
 /// The folder or file of a model, downloaded where it is a repository.
 pub fn locate(location: &str) -> Result<PathBuf> {
     Ok(mantissa::locate(location, &environment::hub_settings()?, &Downloads::default())?)
+}
+
+/// Opens a model, and downloads it first where it is a repository.
+pub fn open(location: &str) -> Result<Model> {
+    Ok(Model::open(locate(location)?)?)
 }
 
 /// Packs the weights, with a bar, and says what was converted.
