@@ -28,7 +28,7 @@ impl Column {
     }
 }
 
-/// Prints rows under headings, indented by a space.
+/// Prints rows under headings.
 pub fn print(columns: &[Column], rows: &[Vec<String>]) -> Result<()> {
     let mut table = Table::new();
     // Lines are never broken to fit a terminal: a program or a person who scrolls sees whole rows. Colours come out of
@@ -39,12 +39,16 @@ pub fn print(columns: &[Column], rows: &[Vec<String>]) -> Result<()> {
         Cell::new(heading).add_attribute(Attribute::Bold)
     }));
     table.add_rows(rows);
-    for (index, column) in columns.iter().enumerate() {
-        if let (Column::Number(_), Some(column)) = (column, table.column_mut(index)) {
-            column.set_cell_alignment(CellAlignment::Right);
+    for (column, shown) in columns.iter().zip(table.column_iter_mut()) {
+        shown.set_padding((0, 2));
+        if matches!(column, Column::Number(_)) {
+            shown.set_cell_alignment(CellAlignment::Right);
         }
     }
-    writeln!(output::stdout(), "{}", table.trim_fmt())?;
+    let mut out = output::stdout();
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
     Ok(())
 }
 

@@ -1,14 +1,114 @@
-//! `mantissa dtypes`.
+//! `mantissa dtypes`: which number formats each kernel supports.
 
-use anyhow::{Result, bail};
+use std::io::Write;
+
+use anyhow::Result;
+use mantissa::cpu::{CpuBackend, Isa};
+use mantissa::ops::matrix::{matrix_of, render_markdown};
 
 use crate::context::Context;
+use crate::output;
+
+/// The instruction set whose contracts are published: the best one. What other sets do differently is said in words.
+const PUBLISHED: Isa = Isa::Avx512;
+
+/// What stands above the tables, in the documentation and on the terminal.
+const INTRODUCTION: &str = "\
+# Supported number formats
+
+Each cell names how a kernel forms products and in which order it adds them up; sums are f32 in every cell. A dash means
+that the combination is refused when a model is prepared, before the first token, with the nearest combinations that
+work.
+
+- `f32 fma`: operands decoded exactly to f32, one fused multiply-add per term.
+- `bf16 pairs`: two products of bf16 numbers at a time into an f32 sum, as the instruction `vdpbf16ps` does it. `ftz`: it
+  takes subnormal operands and results as zero. That is so with the instruction set avx512; avx2, neon and scalar keep
+  them, and give the same bits otherwise.
+- `copy`: no products.
+- `ascending`: one chain over the reduced index. `lanes16`: sixteen interleaved chains, then a fixed tree. `spans512`:
+  online softmax over spans of 512 positions, merged in ascending order. No order depends on the number of threads, on
+  the sizes of caches, or on the other rows of a batch.
+- A cache written `f8e4m3+f16` holds f8e4m3 numbers with one f16 scale per head and token.
+";
+
+/// How to make the documentation anew.
+const COMMENT: &str =
+    "<!-- Written by `mantissa dtypes --markdown > docs/dtype-support.md`; a test compares. -->\n";
 
 /// Arguments of `mantissa dtypes`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  mantissa dtypes                     the tables
+  mantissa dtypes --json              every combination, supported or not, as a JSON array
+  mantissa dtypes --cpu-isa avx2      what another instruction set does
+
+The tables do not depend on the machine: they are those of avx512 unless --cpu-isa names another set.")]
+pub struct Args {
+    /// Print a JSON array with an object for every combination
+    #[arg(long, conflicts_with = "markdown")]
+    json: bool,
+
+    /// Print the Markdown of docs/dtype-support.md
+    #[arg(long)]
+    markdown: bool,
+}
 
 /// Carries the command out.
-pub fn run(_args: &Args, _context: &Context) -> Result<()> {
-    bail!("not there yet")
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let contracts = CpuBackend::contracts_of(context.cpu_isa.unwrap_or(PUBLISHED));
+    let rows = matrix_of("cpu", &contracts);
+    if args.json {
+        return output::json(&rows);
+    }
+    let tables = render_markdown(&rows);
+    let mut out = output::stdout();
+    if args.markdown {
+        write!(out, "{COMMENT}{INTRODUCTION}\n{tables}")?;
+    } else {
+        write!(out, "{INTRODUCTION}\n{}", aligned(&tables))?;
+    }
+    Ok(())
+}
+
+/// The Markdown with the columns of each table aligned, for reading as it is.
+fn aligned(markdown: &str) -> String {
+    let lines: Vec<&str> = markdown.lines().collect();
+    let tables = lines.chunk_by(|left, right| left.starts_with('|') == right.starts_with('|'));
+    let mut text = String::new();
+    for chunk in tables {
+        if chunk[0].starts_with('|') {
+            text.push_str(&aligned_table(chunk));
+        } else {
+            text.extend(chunk.iter().flat_map(|line| [line, "\n"]));
+        }
+    }
+    text
+}
+
+fn aligned_table(lines: &[&str]) -> String {
+    let cells = |line: &&str| -> Vec<String> {
+        line.trim_matches('|').split('|').map(|cell| cell.trim().replace("\\\\", "\\")).collect()
+    };
+    let rows: Vec<Vec<String>> = lines.iter().filter(|line| !line.starts_with("|---")).map(cells).collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let padded = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        format!("  {}", padded.collect::<Vec<_>>().join("   ")).trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_aligned_and_the_rest_is_kept() {
+        let markdown = "### a\n\n| w \\\\ a | f32 |\n|---|---|\n| bf16 | long cell |\n\nafter\n";
+        assert_eq!(aligned(markdown), "### a\n\n  w \\ a   f32\n  bf16    long cell\n\nafter\n");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use tokenizers::{AddedVocabulary, Model, OffsetType, PreTokenizer, Tokenizer};
+use tokenizers::{AddedVocabulary, Model, ModelWrapper, OffsetType, PreTokenizer, Tokenizer};
 
 use super::{Around, Recognise};
 
@@ -31,6 +31,16 @@ impl Pipeline {
     /// The library's tokenizer, for what needs no choice.
     pub fn library(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// What kind of model it has.
+    pub fn kind(&self) -> &'static str {
+        match self.tokenizer.get_model() {
+            ModelWrapper::BPE(_) => "BPE",
+            ModelWrapper::Unigram(_) => "Unigram",
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
+        }
     }
 
     /// All ids are below this.
