@@ -4,6 +4,7 @@
 //! it, and the methods of Python's strings and dictionaries.
 
 mod json;
+mod python;
 mod time;
 
 use std::{
@@ -12,10 +13,7 @@ use std::{
     time::SystemTime,
 };
 
-use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, syntax::SyntaxConfig,
-};
-use minijinja_contrib::pycompat;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
 use serde_json::{Map, Value as Json};
 
 use crate::{
@@ -297,7 +295,11 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_unknown_method_callback(python_method);
+    environment.set_unknown_method_callback(python::method);
+    environment.set_formatter(python::print);
+    minijinja_contrib::add_to_environment(&mut environment);
+    environment.add_filter("length", python::length);
+    environment.add_filter("count", python::length);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
@@ -307,21 +309,6 @@ fn environment() -> Result<Environment<'static>, Error> {
             .map_err(|problem| Error::new(ErrorKind::InvalidOperation, problem))
     });
     Ok(environment)
-}
-
-/// Methods of Python's values, where the engine has none.
-fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    match (value.as_str(), method, args) {
-        (Some(text), "removeprefix", [prefix]) => {
-            let prefix = prefix.as_str().unwrap_or_default();
-            Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)))
-        }
-        (Some(text), "removesuffix", [suffix]) => {
-            let suffix = suffix.as_str().unwrap_or_default();
-            Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)))
-        }
-        _ => pycompat::unknown_method_callback(state, value, method, args),
-    }
 }
 
 /// Replaces `{% generation %}` blocks, which mark the assistant's words for training, by blocks without effect.

@@ -8,6 +8,7 @@ mod decode;
 mod error;
 mod files;
 mod folder;
+mod model_file;
 mod pipeline;
 mod sentencepiece;
 mod vocabulary;
@@ -170,6 +171,14 @@ impl Tokenizer {
     /// message, and control tokens that are well known as the end of a turn.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// What kind of tokenizer it is, for listings.
+    pub fn kind(&self) -> &'static str {
+        match &self.encoder {
+            Encoder::Pipeline(pipeline) => pipeline.kind(),
+            Encoder::SentencePiece(_) => "SentencePiece",
+        }
     }
 
     /// All ids are below this. A model may have more rows than that.

@@ -155,7 +155,7 @@ impl ByteLevelBpe {
             .vocab_and_merges(vocab, merges(vocabulary)?)
             .ignore_merges(kind.words == Words::Whole)
             .build()
-            .map_err(library)?;
+            .map_err(|error| vocabulary.wrong(format!("the merges do not fit the tokens: {error}")))?;
         let mut tokenizer = Tokenizer::new(bpe);
         if kind.form == Form::Nfc {
             tokenizer.with_normalizer(Some(NFC)).map_err(library)?;

@@ -10,18 +10,19 @@ use super::{
     error::TokenizerError,
     files::{FileError, JsonFile, NamedTokens, read_text_if_any},
     pipeline::Pipeline,
+    vocabulary::Vocabulary,
 };
 
 impl Tokenizer {
-    /// The tokenizer of a folder: `tokenizer.json`, with `tokenizer_config.json` and `generation_config.json` where
-    /// they are there. Nothing else is needed.
+    /// The tokenizer of a folder: `tokenizer.json`, or else `tokenizer.model`, with `tokenizer_config.json` and
+    /// `generation_config.json` where they are there. Nothing else is needed.
     ///
     /// # Errors
     /// [`TokenizerError`] where there is no tokenizer, or a file is unreadable or malformed.
     pub fn from_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
         let file = folder.join("tokenizer.json");
         let Some(text) = read_text_if_any(&file)? else {
-            return Err(TokenizerError::Missing { folder: folder.to_owned() });
+            return from_model_file(folder);
         };
         let library = |error: tokenizers::Error| TokenizerError::Library {
             file: file.clone(),
@@ -46,6 +47,19 @@ impl Tokenizer {
             file,
         })
     }
+}
+
+fn from_model_file(folder: &Path) -> Result<Tokenizer, TokenizerError> {
+    let Some(vocabulary) = Vocabulary::from_model_file(folder)? else {
+        return Err(TokenizerError::Missing { folder: folder.to_owned() });
+    };
+    let mut tokenizer = Tokenizer::from_vocabulary(&vocabulary)?;
+    for id in generation_eos(folder)? {
+        if !tokenizer.eos.contains(&id) {
+            tokenizer.eos.push(id);
+        }
+    }
+    Ok(tokenizer)
 }
 
 /// Where generation ends, as `generation_config.json` says, or else `config.json`.

@@ -53,6 +53,10 @@ impl SentencePiece {
         let mut cutting: Vec<Vec<u32>> = vec![Vec::new(); 256];
         for (id, text, kind) in vocabulary.entries() {
             ids.entry(text.to_owned()).or_insert(id);
+            if kind == TokenType::Unknown && vocabulary.unk != Some(id) {
+                // Fills up the vocabulary, and stands for nothing.
+                continue;
+            }
             match kind {
                 TokenType::Byte => {
                     let byte = byte_of(text).ok_or_else(|| {
@@ -60,12 +64,12 @@ impl SentencePiece {
                     })?;
                     bytes[usize::from(byte)] = Some(id);
                 }
-                TokenType::Control | TokenType::UserDefined => {
+                TokenType::Control | TokenType::UserDefined | TokenType::Unknown => {
                     if let Some(&first) = text.as_bytes().first() {
                         cutting[usize::from(first)].push(id);
                     }
                 }
-                TokenType::Normal | TokenType::Unknown | TokenType::Unused => {}
+                TokenType::Normal | TokenType::Unused => {}
             }
         }
         for ids in &mut cutting {
@@ -127,7 +131,7 @@ impl SentencePiece {
     /// The first token in `text` that cuts it, the longest where several begin there: its place and id.
     fn find_cutting(&self, text: &str, recognise: Recognise) -> Option<(usize, u32)> {
         let cuts = |id: u32| match self.types[id as usize] {
-            TokenType::Control => recognise == Recognise::Special,
+            TokenType::Control | TokenType::Unknown => recognise == Recognise::Special,
             _ => true,
         };
         // A token starts with a whole character, so that a match of bytes is one of characters.
