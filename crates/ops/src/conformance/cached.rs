@@ -9,6 +9,9 @@ use super::rows::{ATTENTION, rope_spec};
 use crate::op::{Attention, HeadNorms, Heads, Mask, Op, Qkv};
 use crate::program::{CacheSpec, ValueId, WeightPart};
 
+/// Tokens per page, case by case.
+const PAGES: [usize; 7] = [64, 16, 32, 16, 32, 16, 16];
+
 /// Pages of the sequences of a case, in random order, with further ones that no sequence owns.
 struct Paging {
     page_size: usize,
@@ -161,7 +164,7 @@ pub(super) fn attention(setting: &Setting) -> Vec<Case> {
         .zip(lengths)
         .enumerate()
         .map(|(index, ((heads, mask), lengths))| {
-            let page_size = [16, 32, 64][index % 3];
+            let page_size = PAGES[index];
             exact_attention(setting, &Layout { name: "short", heads, mask, page_size, lengths })
         })
         .collect();
@@ -241,6 +244,6 @@ fn projected(
         let out = draft.activation("out", heads.query_width());
         draft.builder.step("attention", attention_step(heads, mask, query, out));
     }
-    let paging = Paging::new(&mut draft.numbers, [32, 16, 64][index % 3], lengths);
+    let paging = Paging::new(&mut draft.numbers, PAGES[index], lengths);
     with_schedule(draft, &paging, Stream { input, width: hidden, lengths })
 }

@@ -41,13 +41,19 @@ impl Bounded {
 
     /// Largest distance of a kernel's number from this one.
     pub fn radius(self) -> f64 {
-        if self.value.is_finite() { (self.high - self.value).max(self.value - self.low) } else { 0.0 }
+        if self.value.is_finite() { self.distance() } else { 0.0 }
+    }
+
+    /// The radius of a finite number.
+    fn distance(self) -> f64 {
+        (self.high - self.value).max(self.value - self.low)
     }
 }
 
-/// Error of a product from the errors of its factors.
+/// Error of a product from the errors of its factors. Without meaning where one of them is not finite, but then the
+/// product is not either, and has no error.
 fn product_error(left: Bounded, right: Bounded) -> f64 {
-    let (a, b) = (left.radius(), right.radius());
+    let (a, b) = (left.distance(), right.distance());
     left.value.abs() * b + right.value.abs() * a + a * b
 }
 
