@@ -35,7 +35,7 @@ pub fn print(generator: &Generator, completions: &[Completion], options: &Option
     }
     if prefill > 0.0 {
         parts.push(format!(
-            "first token after {:.0} ms",
+            "first token after {:.1} ms",
             longest(|timings| timings.first_token_seconds) * 1e3
         ));
     }

@@ -240,7 +240,7 @@ fn overflow_in_f16_names_the_first_layer_that_is_not_finite() {
         let text = error.to_string();
         assert!(text.contains("layers.1."), "{text}");
         let error = generator.generate(prompt, &GenerateOptions::default(), |_| ()).expect_err("an overflow");
-        assert_eq!(error.to_string().contains("layers.1."), true, "{error}");
+        assert!(error.to_string().contains("layers.1."), "{error}");
     }
 }
 
