@@ -68,7 +68,8 @@ impl<'a> View<'a> {
         }
         let mut strides = vec![1; shape.len()];
         for axis in (1..shape.len()).rev() {
-            strides[axis - 1] = strides[axis] * shape[axis];
+            // Only a shape without values can have strides beyond the address space; nothing is read through them.
+            strides[axis - 1] = strides[axis].saturating_mul(shape[axis]);
         }
         Ok(View { format, shape: shape.to_vec(), strides, bytes })
     }

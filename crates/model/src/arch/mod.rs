@@ -1,6 +1,6 @@
 //! Architectures: what each model family computes, as a program of ops.
 //!
-//! [`decoder`] is the block that all of them share, read from top to bottom; each architecture's file says in what it
+//! `decoder` is the block that all of them share, read from top to bottom; each architecture's file says in what it
 //! differs.
 
 mod decoder;
