@@ -400,6 +400,19 @@ fn broken_files_are_named() {
 }
 
 #[test]
+fn templates_with_undefined_tokens_are_refused() {
+    let message = |change: &dyn Fn(&mut Value)| {
+        let mut content = json("tokenizers/bpe_llama3/tokenizer.json");
+        change(&mut content["post_processor"]["processors"][1]);
+        error_of(&[("tokenizer.json", content.to_string().as_bytes())])
+    };
+    let text = message(&|template| template["special_tokens"] = serde_json::json!({}));
+    assert!(text.ends_with("the template has \"<|begin_of_text|>\", special_tokens does not"), "{text}");
+    let text = message(&|template| template["single"][1]["Sequence"]["id"] = "B".into());
+    assert!(text.ends_with("the template for a single text names a second one"), "{text}");
+}
+
+#[test]
 fn model_files_without_a_vocabulary_say_so() {
     // A header without metadata.
     let bytes = [b"GGUF".as_slice(), &3_u32.to_le_bytes(), &[0; 16]].concat();

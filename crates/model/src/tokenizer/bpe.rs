@@ -224,3 +224,46 @@ fn merges(vocabulary: &Vocabulary) -> Result<Merges, TokenizerError> {
     };
     vocabulary.merges.iter().enumerate().map(pair).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _};
+
+    use super::*;
+
+    /// The pieces that the kind called `name` cuts `text` into, spaces as U+0120 and line ends as U+010A.
+    fn pieces(name: &str, text: &str) -> Vec<String> {
+        let kind = PRE_TOKENIZERS.iter().find(|kind| kind.names.contains(&name)).unwrap();
+        let mut text = PreTokenizedString::from(text);
+        kind.pre_tokenizer().unwrap().pre_tokenize(&mut text).unwrap();
+        let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        splits.into_iter().map(|(piece, ..)| piece.to_owned()).collect()
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<&str> = PRE_TOKENIZERS.iter().flat_map(|kind| kind.names).copied().collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn each_kind_cuts_as_its_family_does() {
+        let text = "I'LL say fooBar: 12345 (ok)!\n\n  x";
+        for (name, expected) in [
+            ("gpt-2", "I|'|LL|Ġsay|ĠfooBar|:|Ġ12345|Ġ(|ok|)!|ĊĊĠ|Ġx"),
+            ("default", "I|'|LL|Ġsay|ĠfooBar|:|Ġ|123|45|Ġ|(|ok|)!|ĊĊĠ|Ġx"),
+            ("llama-bpe", "I|'LL|Ġsay|ĠfooBar|:|Ġ|123|45|Ġ(|ok|)!ĊĊ|Ġ|Ġx"),
+            ("dbrx", "I|'LL|Ġsay|ĠfooBar|:|Ġ|123|45|Ġ(|ok|)!ĊĊ|Ġ|Ġx"),
+            ("qwen2", "I|'LL|Ġsay|ĠfooBar|:|Ġ|1|2|3|4|5|Ġ(|ok|)!ĊĊ|Ġ|Ġx"),
+            ("stablelm2", "I|'LL|Ġsay|ĠfooBar|:|Ġ|1|2|3|4|5|Ġ(|ok|)!ĊĊ|Ġ|Ġx"),
+            ("smollm", "I|'|LL|Ġsay|ĠfooBar|:|Ġ|1|2|3|4|5|Ġ(|ok|)!|ĊĊĠ|Ġx"),
+            ("gpt-4o", "I'LL|Ġsay|Ġfoo|Bar|:|Ġ|123|45|Ġ(|ok|)!ĊĊ|Ġ|Ġx"),
+            ("tekken", "I|'LL|Ġsay|Ġfoo|Bar|:|Ġ|1|2|3|4|5|Ġ(|ok|)!ĊĊ|Ġ|Ġx"),
+        ] {
+            assert_eq!(pieces(name, text).join("|"), expected, "{name}");
+        }
+    }
+}

@@ -29,6 +29,9 @@ impl Tokenizer {
             reason: error.to_string(),
         };
         let tokenizer = tokenizers::Tokenizer::from_bytes(&text).map_err(library)?;
+        let post_processor = serde_json::to_value(tokenizer.get_post_processor()).unwrap_or(Value::Null);
+        check_post_processor(&post_processor)
+            .map_err(|problem| TokenizerError::Vocabulary { file: file.clone(), problem })?;
         let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or(Value::Null);
         let pipeline = Pipeline::new(tokenizer).map_err(library)?;
         let names = NamedTokens::from_folder(folder)?;
@@ -47,6 +50,25 @@ impl Tokenizer {
             file,
         })
     }
+}
+
+/// Checks what the library takes for granted and would panic over: that each special token of a template is defined,
+/// and that the template for one text uses no second one.
+fn check_post_processor(processor: &Value) -> Result<(), String> {
+    for step in processor["processors"].as_array().into_iter().flatten() {
+        check_post_processor(step)?;
+    }
+    for piece in processor["single"].as_array().into_iter().flatten() {
+        if piece["Sequence"]["id"] == "B" {
+            return Err("post_processor: the template for a single text names a second one".to_owned());
+        }
+        if let Some(token) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(token).is_none()
+        {
+            return Err(format!("post_processor: the template has {token:?}, special_tokens does not"));
+        }
+    }
+    Ok(())
 }
 
 fn from_model_file(folder: &Path) -> Result<Tokenizer, TokenizerError> {

@@ -227,3 +227,54 @@ fn read_normalizer(vocabulary: &mut Vocabulary, normalizer: &[u8]) -> Result<(),
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A field that holds bytes.
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
+    }
+
+    /// A BPE model whose spaces are kept.
+    fn model(more: &[u8]) -> Vec<u8> {
+        [field(2, &[3 << 3, 2]), field(3, &[4 << 3, 0]), more.to_vec()].concat()
+    }
+
+    #[test]
+    fn pieces_and_roles_are_read() {
+        let score = [&[2 << 3 | 5][..], &(-1.5_f32).to_le_bytes()].concat();
+        let piece = field(1, &[field(1, "é".as_bytes()), score, vec![3 << 3, 3]].concat());
+        let vocabulary = parse(&model(&piece)).unwrap();
+        assert_eq!(vocabulary.tokens, ["é"]);
+        assert_eq!((vocabulary.scores[0], vocabulary.types[0]), (-1.5, TokenType::Control));
+        assert_eq!((vocabulary.unk, vocabulary.bos, vocabulary.eos), (Some(0), Some(1), vec![2]));
+    }
+
+    #[test]
+    fn problems_are_named() {
+        for (bytes, problem) in [
+            (field(2, &[3 << 3, 1]), "not a BPE model"),
+            (model(&field(1, &field(1, b"\xff"))), "piece 0 is not valid UTF-8"),
+            (model(&field(1, &[3 << 3, 9])), "piece 0 has type 9"),
+            (model(&field(3, &field(2, b"map"))), "the model normalises characters"),
+            (field(3, &[]), "the model removes repeated spaces"),
+            (model(&[1 << 3 | 2, 200, 1]), "the file is malformed 8 bytes into it"),
+            (model(&[0xff; 12]), "the file is malformed"),
+        ] {
+            let got = parse(&bytes).unwrap_err();
+            assert!(got.contains(problem), "{got}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let parsed = parse(&model(&bytes));
+            prop_assert!(parsed.is_err() || parsed.is_ok_and(|vocabulary| vocabulary.tokens.len() <= bytes.len()));
+        }
+    }
+}
