@@ -293,12 +293,6 @@ impl PackedMatrix {
         &self.bytes
     }
 
-    /// The weights of one panel; empty beyond the last one.
-    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        let size = self.shape.panel_bytes().unwrap_or(0);
-        self.bytes.get(panel * size..(panel + 1) * size).unwrap_or_default()
-    }
-
     /// Decodes one row exactly: the lookup of a token in a table that is also the output matrix.
     ///
     /// # Errors
@@ -309,7 +303,8 @@ impl PackedMatrix {
             return Err(RowError { row, rows, got: out.len(), columns });
         }
         let (panel, place) = self.shape.place_of(row);
-        let panel = self.panel(panel);
+        let size = self.shape.panel_bytes().unwrap_or(0);
+        let panel = &self.bytes[panel * size..(panel + 1) * size];
         match self.format() {
             Format::F32 => gather::<f32>(panel, place, out),
             Format::F16 => gather::<f16>(panel, place, out),

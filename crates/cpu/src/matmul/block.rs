@@ -1,4 +1,4 @@
-//! One panel of weights against a block of rows: what a thread does at a time.
+//! Some panels of weights against a block of rows: what a thread does at a time.
 
 use std::ops::Range;
 
@@ -11,11 +11,11 @@ use crate::simd::{Kernel, LANES, Simd};
 /// Tiles of a block from which decoding the weights once for all of them saves work.
 const DECODE_TILES: usize = 2;
 
-/// One panel, some tiles of rows.
+/// Some panels, some tiles of rows.
 pub(super) struct Block<'a, P: Product> {
-    /// Which panel.
-    pub panel: usize,
-    /// Its weights, `[steps][PANEL]`.
+    /// Which panels.
+    pub panels: Range<usize>,
+    /// The weights of all panels, `[panel][steps][PANEL]`.
     pub weights: &'a [P::Weight],
     /// All activations, `[tile][padded_steps / 16][rows of the tile][16]`.
     pub input: &'a [P::Input],
@@ -43,22 +43,26 @@ impl<P: Product> Kernel for Block<'_, P> {
         let first_row = self.tiles.start(self.parts.start);
         let rows = self.tiles.start(self.parts.end) - first_row;
         let sums = &mut self.sums[..rows * PANEL];
-        sums.fill(0.0);
         let tiles =
             Tiles { input: self.input, steps: self.padded_steps, tiles: self.tiles, parts: self.parts };
-        for start in (0..self.steps).step_by(CHUNK) {
-            let chunk = start..(start + CHUNK).min(self.steps);
-            let weights = &self.weights[start * PANEL..chunk.end * PANEL];
-            if P::DECODES && tiles.parts.len() >= DECODE_TILES {
-                let decoded = &mut self.decoded[..weights.len()];
-                decode::<P, S>(simd, weights, decoded);
-                tiles.run::<P::Decoded, S>(simd, chunk, decoded, sums);
-            } else {
-                tiles.run::<P, S>(simd, chunk, weights, sums);
+        let panel_len = self.steps * PANEL;
+        for panel in self.panels {
+            let weights = &self.weights[panel * panel_len..(panel + 1) * panel_len];
+            sums.fill(0.0);
+            for start in (0..self.steps).step_by(CHUNK) {
+                let chunk = start..(start + CHUNK).min(self.steps);
+                let weights = &weights[start * PANEL..chunk.end * PANEL];
+                if P::DECODES && tiles.parts.len() >= DECODE_TILES {
+                    let decoded = &mut self.decoded[..weights.len()];
+                    decode::<P, S>(simd, weights, decoded);
+                    tiles.run::<P::Decoded, S>(simd, chunk, decoded, sums);
+                } else {
+                    tiles.run::<P, S>(simd, chunk, weights, sums);
+                }
             }
+            // SAFETY: tasks have different panels or blocks of rows, and each is run by one thread.
+            unsafe { self.writer.write(simd, panel, first_row, sums) }
         }
-        // SAFETY: tasks are pairs of a panel and a block of rows, and each is run by one thread.
-        unsafe { self.writer.write(simd, self.panel, first_row, sums) }
     }
 }
 

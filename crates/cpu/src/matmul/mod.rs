@@ -38,6 +38,10 @@ use tile::{Fma, Pairs, PairsFma, Product};
 const BLOCK_ROWS: usize = 168;
 /// Steps of k between which sums leave the registers, and the most that are decoded at a time.
 const CHUNK: usize = 1024;
+/// Bytes of weights, each time they are read, from which a task is worth its start.
+const TASK_BYTES: usize = 512 * 1024;
+/// Tasks that every thread gets at least, where there are as many panels: so that threads end together.
+const TASKS_PER_THREAD: usize = 8;
 /// Activations below which preparing them is not worth waking other threads.
 const SERIAL_INPUT: usize = 16 * 1024;
 
@@ -365,16 +369,19 @@ impl Job<'_> {
     ) {
         let blocks = Split::new(self.tiles.parts, BLOCK_ROWS / tile_rows(self.tier.isa()));
         let panels = weights.panels();
-        self.pool.run(panels * blocks.parts, |task| {
+        let group = self.panels_per_task(weights, blocks);
+        let groups = panels.div_ceil(group);
+        let all: &[P::Weight] = bytemuck::cast_slice(weights.bytes());
+        self.pool.run(groups * blocks.parts, |task| {
             // A panic while it was held left nothing that is read again before it is written.
             let mut worker = workers[task.worker].lock().unwrap_or_else(PoisonError::into_inner);
             let WorkerScratch { sums, weights: decoded } = &mut *worker;
-            let (block, panel) = (task.index / panels, task.index % panels);
+            let (block, first) = (task.index / groups, task.index % groups * group);
             dispatch(
                 self.tier,
                 Block::<P> {
-                    panel,
-                    weights: bytemuck::cast_slice(weights.panel(panel)),
+                    panels: first..(first + group).min(panels),
+                    weights: all,
                     input,
                     steps: self.steps,
                     padded_steps: self.padded_steps,
@@ -386,5 +393,13 @@ impl Job<'_> {
                 },
             );
         });
+    }
+
+    /// As many panels as make the start of a task small beside its work, and leave every thread several tasks.
+    fn panels_per_task(&self, weights: &PackedMatrix, blocks: Split) -> usize {
+        let tiles = self.tiles.parts.div_ceil(blocks.parts);
+        let panel_work = (weights.bytes().len() / weights.panels().max(1)).saturating_mul(tiles);
+        let fair = weights.panels() * blocks.parts / (TASKS_PER_THREAD * self.pool.threads());
+        (TASK_BYTES / panel_work.max(1)).min(fair).max(1)
     }
 }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use half::bf16;
 use mantissa_numerics::Format;
 
+use crate::aligned::ALIGNMENT;
 use crate::isa::Isa;
 use crate::pack::PANEL;
 use crate::simd::{Kernel, LANES, Simd, SimdElement};
@@ -207,7 +208,9 @@ impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for FixedTile<'
             for (weights, input) in weights.chunks(LANES * vectors).zip(input) {
                 for (weights, step) in weights.chunks_exact(vectors).zip(0..LANES) {
                     let weights: &[[P::Weight; LANES]] = &weights[first..first + VECTORS];
-                    simd.prefetch(weights.as_ptr().wrapping_byte_add(PREFETCH));
+                    for line in (0..size_of_val(weights)).step_by(ALIGNMENT) {
+                        simd.prefetch(weights.as_ptr().wrapping_byte_add(PREFETCH + line));
+                    }
                     let operands: [P::Operand<S>; VECTORS] =
                         std::array::from_fn(|vector| P::weights(simd, &weights[vector]));
                     for (registers, input) in registers.iter_mut().zip(input) {
