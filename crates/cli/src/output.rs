@@ -80,6 +80,11 @@ pub fn byte_bar(label: impl Into<Cow<'static, str>>) -> ProgressBar {
     bar
 }
 
+/// A line on standard error that says what is being done, drawn only on a terminal.
+pub fn spinner() -> ProgressBar {
+    ProgressBar::with_draw_target(None, target())
+}
+
 fn target() -> ProgressDrawTarget {
     if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
 }
