@@ -66,7 +66,7 @@ impl<'a> View<'a> {
         if wanted != bytes.len() {
             return Err(ViewError::Length { shape: shape.to_vec(), format, wanted, got: bytes.len() });
         }
-        let mut strides = vec![1; shape.len()];
+        let mut strides = vec![1_usize; shape.len()];
         for axis in (1..shape.len()).rev() {
             // Only a shape without values can have strides beyond the address space; nothing is read through them.
             strides[axis - 1] = strides[axis].saturating_mul(shape[axis]);
