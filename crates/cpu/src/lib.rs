@@ -21,6 +21,7 @@ pub mod pack;
 pub mod pool;
 pub mod qkv;
 pub mod rope;
+pub mod sdpa;
 mod session;
 pub mod simd;
 pub mod softmax;

@@ -18,6 +18,7 @@ use crate::matmul::MatmulScratch;
 use crate::operands::Machine;
 use crate::pool::Pool;
 use crate::rope::RopeTables;
+use crate::sdpa::sdpa_scratch;
 use crate::steps::Runner;
 use crate::values::{RunRows, Values, poisoned};
 use crate::weights::{Loader, Weights};
@@ -143,6 +144,7 @@ impl Scratch {
                 Op::Qkv(op) => {
                     floats = floats.max(limits.rows.saturating_mul(program.weight(op.weight).rows))
                 }
+                Op::Sdpa(op) => floats = floats.max(sdpa_scratch(op.heads, limits.rows, pool)),
                 Op::Ffn(op) => {
                     activations =
                         activations.max(limits.rows.saturating_mul(program.weight(op.down).columns));

@@ -15,6 +15,7 @@ use crate::operands::{Machine, OperandError};
 use crate::pack::PackedMatrix;
 use crate::qkv::{HeadNormWeights, QkvArgs, qkv_epilogue};
 use crate::rope::{RopeArgs, RopeTables, rope};
+use crate::sdpa::{SdpaArgs, sdpa};
 use crate::session::Scratch;
 use crate::softmax::{SoftmaxArgs, softmax};
 use crate::values::{AccessError, RunRows, Values};
@@ -110,8 +111,21 @@ impl Runner<'_> {
         Ok(softmax(self.machine, SoftmaxArgs { input, width, scale: op.scale, out })?)
     }
 
-    fn sdpa(&mut self, _op: &op::Sdpa) -> Result<(), StepError> {
-        Err(StepError::Missing("materialised attention"))
+    fn sdpa(&mut self, op: &op::Sdpa) -> Result<(), StepError> {
+        let inputs = [op.query, op.key, op.value];
+        let ([query, key, value], out) = self.values.disjoint(inputs, op.out, self.rows)?;
+        let args = SdpaArgs {
+            query,
+            key,
+            value,
+            heads: op.heads,
+            scale: op.scale,
+            mask: op.mask,
+            batch: self.batch,
+            scratch: floats(&mut self.scratch.floats),
+            out,
+        };
+        Ok(sdpa(self.machine, args)?)
     }
 
     fn matmul(&mut self, op: &op::Matmul) -> Result<(), StepError> {
