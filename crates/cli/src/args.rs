@@ -11,7 +11,6 @@ use crate::commands::Command;
     name = "mantissa",
     version,
     styles = STYLES,
-    propagate_version = true,
     disable_help_subcommand = true,
     after_help = EXAMPLES
 )]
@@ -52,7 +51,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto", hide_default_value = true)]
     pub device: String,
 
-    /// Threads to compute with; the physical cores if not given. The result does not depend on it
+    /// Threads to compute with; all cores if not given. The result does not depend on it
     #[arg(long, global = true, value_name = "N", env = "MANTISSA_THREADS", hide_env_values = true)]
     pub threads: Option<std::num::NonZeroUsize>,
 

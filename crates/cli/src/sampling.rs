@@ -11,7 +11,7 @@ pub struct SamplingArgs {
     #[arg(long, conflicts_with = "temperature")]
     pub greedy: bool,
 
-    /// Divide the logits by this: below 1 is more predictable, above 1 less, 0 is greedy
+    /// Divide the logits by this: 1, the default, leaves them; less is more predictable, 0 is greedy
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
 

@@ -59,6 +59,31 @@ fn greedy_ids_are_those_of_the_fixtures() {
 }
 
 #[test]
+fn a_gguf_file_continues_a_text_with_its_own_vocabulary() {
+    for name in ["llama", "qwen2"] {
+        let expected = Expected::read(&format!("gguf/{name}.expected"));
+        let prompt = &expected.json["text_prompt"];
+        let text = prompt["text"].as_str().expect("a text");
+        let done = json_of(mantissa().arg("run").arg(fixture(&format!("gguf/{name}-F16.gguf"))).args([
+            "-p",
+            text,
+            "--greedy",
+            "-n",
+            "48",
+            "--ignore-eos",
+            "--json",
+            "--no-stats",
+            "--policy",
+            "f32",
+        ]));
+        let lists = expected.json["sets"]["exact"]["greedy"].as_array().expect("lists");
+        let list = lists.iter().find(|list| list["prompt"] == prompt["prompt"]).expect("a list");
+        assert_eq!(ids(&done["ids"]), ids(&list["ids"]), "{name}");
+        assert!(done["text"].is_string());
+    }
+}
+
+#[test]
 fn a_text_streams_to_standard_output_and_one_line_of_statistics_to_standard_error() {
     let run = |policy: &str| {
         let assert = mantissa()

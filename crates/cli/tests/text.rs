@@ -162,6 +162,30 @@ fn a_conversation_works_through_a_pipe() {
 }
 
 #[test]
+#[cfg(unix)]
+fn ctrl_c_ends_an_idle_conversation_with_the_code_that_shells_expect() {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+
+    let model = chat_model();
+    let mut chat = Command::new(env!("CARGO_BIN_EXE_mantissa"))
+        .arg("chat")
+        .arg(model.path())
+        .args(["--greedy", "-n", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a process");
+    chat.stdin.as_mut().expect("a pipe").write_all(b"Hello\n").expect("a line");
+    // The first byte of an answer: everything is set up.
+    chat.stdout.as_mut().expect("a pipe").read_exact(&mut [0]).expect("an answer");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let kill = Command::new("kill").args(["-INT", &chat.id().to_string()]).status().expect("kill");
+    assert!(kill.success());
+    assert_eq!(chat.wait().expect("an end").code(), Some(130));
+}
+
+#[test]
 fn run_puts_a_prompt_into_the_template() {
     let model = chat_model();
     let run = |args: &[&str]| {

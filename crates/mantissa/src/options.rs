@@ -59,7 +59,7 @@ pub struct Options {
     pub policy: Option<PrecisionPolicy>,
     /// Where to compute.
     pub device: Device,
-    /// Threads of the processor; its physical cores where none are given. No result depends on it.
+    /// Threads of the processor; as many as it has cores where none are given. No result depends on it.
     pub threads: Option<NonZeroUsize>,
     /// Instruction set of the processor; the best it has where none is given.
     pub cpu_isa: Option<Isa>,

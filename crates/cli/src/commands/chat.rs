@@ -32,9 +32,6 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    #[command(flatten)]
-    sampling: SamplingArgs,
-
     /// Tokens of one answer at most; as many as the context has room for, if not given
     #[arg(long, short = 'n', value_name = "N")]
     max_tokens: Option<usize>,
@@ -50,6 +47,9 @@ pub struct Args {
     /// Print speed and memory after every answer
     #[arg(long)]
     stats: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 const HELP: &str = "\

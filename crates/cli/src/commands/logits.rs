@@ -19,7 +19,7 @@ use crate::output;
 Example:
   mantissa logits ./Qwen2.5-0.5B --ids 9707,11,1879 --policy f32 --output logits.safetensors
 
-The file holds `logits`, f32 [tokens, vocabulary], and with --hidden also `hidden`, f32 [layers + 1, tokens, hidden]: the
+The file holds `logits`, f32 [tokens, vocabulary], and with --hidden also `hidden`, f32 [layers + 1, tokens, hidden]: the \
 residual stream after the embedding and after every layer.")]
 pub struct Args {
     #[command(flatten)]

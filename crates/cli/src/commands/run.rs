@@ -31,6 +31,14 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
+    /// Print one JSON object (with several prompts, an array of them) instead of the text
+    #[arg(long)]
+    json: bool,
+
+    /// Do not measure and print speed and memory
+    #[arg(long)]
+    no_stats: bool,
+
     #[command(flatten)]
     prompt: PromptArgs,
 
@@ -39,14 +47,6 @@ pub struct Args {
 
     #[command(flatten)]
     limits: LimitArgs,
-
-    /// Print one JSON object (with several prompts, an array of them) instead of the text
-    #[arg(long)]
-    json: bool,
-
-    /// Do not measure and print speed and memory
-    #[arg(long)]
-    no_stats: bool,
 }
 
 /// What to continue.

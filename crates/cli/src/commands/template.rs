@@ -17,9 +17,9 @@ use crate::output;
 #[command(after_help = "\
 Examples:
   mantissa template ./Qwen2.5-0.5B-Instruct chat.json
-  mantissa template ./Qwen2.5-0.5B-Instruct - --no-generation-prompt <<< '[{\"role\": \"user\", \"content\": \"Hi\"}]'
+  mantissa template model.gguf - --no-generation-prompt < chat.json
 
-CHAT.json is a list of messages as the OpenAI API has them, or an object with `messages` and other variables of the
+CHAT.json is a list of messages as the OpenAI API has them, or an object with `messages` and other variables of the \
 template, such as `tools`. The rendered text is printed exactly, without a line end of its own.")]
 pub struct Args {
     /// Folder, .gguf file or Hugging Face repository

@@ -17,7 +17,7 @@ Examples:
   mantissa tokenize ./Qwen2.5-0.5B --text \"Hello, world\"
   mantissa tokenize model.gguf --file book.txt --no-special > ids.json
 
-Prints a JSON array. MODEL may also be a folder with nothing but tokenizer files or a .gguf file with nothing but a
+Prints a JSON array. MODEL may also be a folder with nothing but tokenizer files or a .gguf file with nothing but a \
 vocabulary.")]
 pub struct Args {
     /// Folder, .gguf file or Hugging Face repository
