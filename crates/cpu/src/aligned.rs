@@ -58,7 +58,7 @@ impl AlignedBuffer {
             return Ok(AlignedBuffer::empty());
         }
         #[cfg(unix)]
-        if bytes >= 2 * HUGE_PAGE {
+        if bytes >= HUGE_PAGE / 2 {
             return AlignedBuffer::map(bytes);
         }
         let layout = Layout::from_size_align(bytes, ALIGNMENT).map_err(|_| OutOfMemory { bytes })?;
@@ -71,8 +71,11 @@ impl AlignedBuffer {
     #[cfg(unix)]
     fn map(len: usize) -> Result<AlignedBuffer, OutOfMemory> {
         let error = OutOfMemory { bytes: len };
-        let bytes =
-            len.checked_next_multiple_of(HUGE_PAGE).and_then(|n| n.checked_add(HUGE_PAGE)).ok_or(error)?;
+        // A last part of a huge page becomes a whole one where little of it is wasted.
+        let tail = len % HUGE_PAGE;
+        let rounded = if tail >= HUGE_PAGE / 2 { len.checked_add(HUGE_PAGE - tail) } else { Some(len) };
+        let rounded = rounded.ok_or(error)?;
+        let bytes = rounded.checked_add(HUGE_PAGE).ok_or(error)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a new private mapping at an address of the system's choice touches no other memory.
@@ -82,13 +85,13 @@ impl AlignedBuffer {
         }
         let base = NonNull::new(base).ok_or(error)?;
         let skipped = base.cast::<u8>().align_offset(HUGE_PAGE);
-        // SAFETY: `skipped` is below HUGE_PAGE, and the mapping has that much more than the length rounded up.
+        // SAFETY: `skipped` is below HUGE_PAGE, and the mapping has that much more than the buffer.
         let start = unsafe { base.cast::<u8>().add(skipped) };
         #[cfg(target_os = "linux")]
         // SAFETY: the range lies in the mapping; the advice changes no content. Without huge pages it fails, and
         // the buffer is as good, only slower.
         unsafe {
-            libc::madvise(start.as_ptr().cast(), bytes - HUGE_PAGE, libc::MADV_HUGEPAGE);
+            libc::madvise(start.as_ptr().cast(), rounded, libc::MADV_HUGEPAGE);
         }
         Ok(AlignedBuffer { start, len, origin: Origin::Mapping { base, bytes } })
     }
@@ -149,7 +152,8 @@ mod tests {
 
     #[test]
     fn buffers_are_aligned_zero_and_writable() {
-        for bytes in [0, 1, 63, 64, 4096, 2 * HUGE_PAGE - 1, 2 * HUGE_PAGE, 5 * HUGE_PAGE + 17] {
+        for bytes in [0, 1, 63, 64, 4096, HUGE_PAGE / 2 - 1, HUGE_PAGE / 2, 2 * HUGE_PAGE, 5 * HUGE_PAGE + 17]
+        {
             let mut buffer = AlignedBuffer::zeroed(bytes).unwrap();
             assert_eq!(buffer.len(), bytes);
             assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
