@@ -29,6 +29,8 @@ work.
   online softmax over spans of 512 positions, merged in ascending order. No order depends on the number of threads, on
   the sizes of caches, or on the other rows of a batch.
 - A cache written `f8e4m3+f16` holds f8e4m3 numbers with one f16 scale per head and token.
+
+## CPU
 ";
 
 /// How to make the documentation anew.

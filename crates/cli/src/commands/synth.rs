@@ -86,7 +86,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let bar = output::byte_bar("Writing");
     let writer = Writer {
         folder: staging.folder(),
-        values: &Values::new(args.dtype, args.seed)?,
+        values: &Values::new(args.dtype, args.seed, parsed.hidden_size)?,
         pool: &Pool::new(context.threads.unwrap_or_else(Pool::default_threads))?,
         bar: &bar,
         interrupt: &interrupt,

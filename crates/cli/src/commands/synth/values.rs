@@ -7,6 +7,9 @@ use mantissa::numerics::{Format, encode_slice};
 /// Standard deviation of matrices, as transformers initialises them. With norms before every projection, activations
 /// then stay far below f16's largest value in every shape.
 const MATRIX_DEVIATION: f64 = 0.02;
+/// Standard deviation of matrices in models narrower than 625, times the root of the hidden size: with less, layers
+/// would add next to nothing to the embedding, and a model with tied embeddings would repeat its last token for ever.
+const NARROW_DEVIATION: f64 = 0.5;
 /// Standard deviation of biases.
 const BIAS_DEVIATION: f64 = 0.02;
 /// Standard deviation of the weights of norms around 1.
@@ -51,8 +54,8 @@ pub struct Values {
 }
 
 impl Values {
-    /// Tables for `format`: one rounding from the f64 quantile's f32 value.
-    pub fn new(format: Format, seed: u64) -> Result<Values> {
+    /// Tables for `format` and a model of this hidden size: one rounding from the f64 quantile's f32 value.
+    pub fn new(format: Format, seed: u64, hidden: usize) -> Result<Values> {
         let normal = normal_quantiles();
         let table = |mean: f64, deviation: f64| -> Result<Vec<u8>> {
             let values: Vec<f32> = normal.iter().map(|x| (mean + deviation * x) as f32).collect();
@@ -63,7 +66,7 @@ impl Values {
         Ok(Values {
             format,
             seed,
-            matrix: table(0.0, MATRIX_DEVIATION)?,
+            matrix: table(0.0, MATRIX_DEVIATION.max(NARROW_DEVIATION / (hidden as f64).sqrt()))?,
             norm: table(1.0, NORM_DEVIATION)?,
             bias: table(0.0, BIAS_DEVIATION)?,
         })
@@ -185,7 +188,7 @@ mod tests {
     #[test]
     fn values_have_the_moments_of_their_role() {
         for format in [Format::F32, Format::F16, Format::Bf16] {
-            let values = Values::new(format, 1).unwrap();
+            let values = Values::new(format, 1, 896).unwrap();
             for (tensor, mean, deviation) in [
                 ("a.weight", 0.0, 0.02),
                 ("layers.0.input_layernorm.weight", 1.0, 0.05),
@@ -207,10 +210,10 @@ mod tests {
 
     #[test]
     fn parts_are_parts_of_the_whole_and_seeds_and_tensors_differ() {
-        let values = Values::new(Format::F32, 7).unwrap();
+        let values = Values::new(Format::F32, 7, 896).unwrap();
         let whole = drawn(&values, "a.weight", 0, 103);
         assert_eq!(whole[40..], drawn(&values, "a.weight", 40, 63));
         assert_ne!(whole, drawn(&values, "b.weight", 0, 103));
-        assert_ne!(whole, drawn(&Values::new(Format::F32, 8).unwrap(), "a.weight", 0, 103));
+        assert_ne!(whole, drawn(&Values::new(Format::F32, 8, 896).unwrap(), "a.weight", 0, 103));
     }
 }
