@@ -41,7 +41,7 @@ pub fn add_assign(
 }
 
 /// No slice, of the type of another.
-fn none_like<'a, A>(_: &'a [A]) -> Option<&'a [A]> {
+fn none_like<A>(_: &[A]) -> Option<&[A]> {
     None
 }
 

@@ -83,7 +83,7 @@ fn gather<A: Element>(
     let out = Disjoint::new(out);
     let step = rows_per_task(width);
     machine.pool.run(tokens.len().div_ceil(step), |task| {
-        for row in task.index * step..((task.index + 1) * step).min(tokens.len()) {
+        for (row, &token) in tokens.iter().enumerate().skip(task.index * step).take(step) {
             // SAFETY: each row belongs to one task, and each worker has scratch of its own.
             let (decoded, out) = unsafe {
                 (
@@ -91,7 +91,7 @@ fn gather<A: Element>(
                     out.range(row * width..(row + 1) * width),
                 )
             };
-            decode_row(table, tokens[row] as usize, decoded);
+            decode_row(table, token as usize, decoded);
             A::encode_into(decoded, out);
         }
     });

@@ -13,6 +13,9 @@ use crate::operands::{Machine, OperandError, check_heads, check_length, typed};
 use crate::rope::{RopeTables, Rotation, rotate_head};
 use crate::simd::{Kernel, LANES, Simd, SimdElement, dispatch};
 
+#[cfg(test)]
+mod tests;
+
 /// Rows of a task.
 const STEP: usize = 16;
 

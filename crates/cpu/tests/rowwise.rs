@@ -7,12 +7,15 @@ use mantissa_cpu::elementwise::{AddArgs, add, add_assign};
 use mantissa_cpu::embedding::{EmbeddingArgs, TokenTable, embedding, embedding_scratch};
 use mantissa_cpu::norm::{RmsNormArgs, rms_norm};
 use mantissa_cpu::operands::OperandError;
+use mantissa_cpu::pack::{Layout, PackRequest, PackSource, PackedMatrix};
 use mantissa_cpu::rope::{RopeArgs, RopeError, RopeTables, rope};
 use mantissa_cpu::softmax::{SoftmaxArgs, softmax};
 use mantissa_numerics::Format;
+use mantissa_numerics::convert::Overflow;
 use mantissa_numerics::tolerance::{Tolerance, rounding_bound};
 use mantissa_ops::batch::{Batch, SequenceRows};
 use mantissa_ops::program::{RopeSet, RopeSpec};
+use mantissa_ops::source::RowOrder;
 
 const WIDTHS: [usize; 8] = [1, 5, 16, 17, 33, 64, 200, 896];
 
@@ -276,6 +279,45 @@ fn embedding_looks_up_and_rounds_once() {
                 .collect();
             assert_eq!(out[0], Stored::new(format, &rows));
         }
+    }
+}
+
+#[test]
+fn a_packed_table_gives_the_same_rows() {
+    let mut random = Random(7);
+    let (vocabulary, width) = (45, 70);
+    let tokens = [44, 0, 31, 32];
+    for format in STORAGE {
+        let table = Stored::new(format, &random.numbers(vocabulary * width));
+        let out = on_every_machine(|machine| {
+            let source = PackSource {
+                bytes: table.bytes(),
+                format,
+                tensor_rows: vocabulary,
+                rows: 0..vocabulary,
+                order: RowOrder::AsStored,
+            };
+            let request = PackRequest {
+                sources: &[source],
+                columns: width,
+                format,
+                layout: Layout::Plain,
+                overflow: Overflow::Infinity,
+            };
+            let packed = PackedMatrix::pack(&request, machine.pool).unwrap();
+            let tables =
+                [TokenTable::Packed(&packed.matrix), TokenTable::Rows { values: table.get(), width }];
+            tables.map(|table| {
+                let mut scratch = vec![0.0; embedding_scratch(machine.pool, &table)];
+                let mut out = Stored::poisoned(Format::F16, tokens.len() * width);
+                let args =
+                    EmbeddingArgs { tokens: &tokens, table, scratch: &mut scratch, out: out.get_mut() };
+                embedding(machine, args).unwrap();
+                out
+            })
+            .to_vec()
+        });
+        assert_eq!(out[0], out[1]);
     }
 }
 

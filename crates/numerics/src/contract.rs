@@ -207,8 +207,8 @@ pub enum Order {
     Ascending,
     /// Sixteen interleaved chains (index modulo 16), then a fixed tree.
     Lanes16,
-    /// Attention: online softmax over blocks of 16 positions aligned to absolute positions, spans of
-    /// `positions` merged in ascending order.
+    /// Attention: spans of absolute positions have a softmax of their own, and are merged in ascending order,
+    /// scaled to the larger maximum.
     Spans {
         /// Positions in a span.
         positions: usize,

@@ -14,6 +14,9 @@ use crate::simd::LANES;
 /// Query rows (tokens times query heads of one key head) that a tile aims at.
 const TILE_ROWS: usize = 96;
 
+/// Distance of rows of scores: not a power of two, which would put all rows in the same cache sets.
+pub(super) const SCORE_STRIDE: usize = SPAN + LANES;
+
 /// Allocated once; passed to every call of [`attention`](super::attention).
 #[derive(Debug)]
 pub struct AttentionWorkspace {
@@ -73,7 +76,7 @@ impl Shape {
         let statistics = rows.next_multiple_of(LANES);
         [
             rows * self.heads.dim.next_multiple_of(LANES),
-            rows * SPAN,
+            rows * SCORE_STRIDE,
             rows * self.padded(),
             rows * self.padded(),
             2 * statistics,
@@ -88,7 +91,7 @@ impl Shape {
 pub(super) struct TileScratch<'a> {
     /// `[rows][dim]`.
     pub query: &'a mut [f32],
-    /// `[rows][SPAN]`: scores, then weights.
+    /// `[rows][SCORE_STRIDE]`, of which `SPAN` count: scores, then weights.
     pub scores: &'a mut [f32],
     /// `[rows][padded]`: output of the span at hand.
     pub part: &'a mut [f32],

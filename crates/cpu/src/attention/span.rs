@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::scratch::{Shape, TileScratch};
+use super::scratch::{SCORE_STRIDE, Shape, TileScratch};
 use super::tile::{Product, Start};
 use super::{CHUNK, SPAN};
 use crate::cache::{BLOCK, BlockScales, CacheView, PageHead};
@@ -135,8 +135,8 @@ impl<C: SimdElement> Kernel for Scores<'_, '_, '_, C> {
                 b_stride: dim,
                 vectors: blocks.len(),
                 depth: dim,
-                c: &mut scratch.scores[first * SPAN + blocks.start * BLOCK - span.start..],
-                c_stride: SPAN,
+                c: &mut scratch.scores[first * SCORE_STRIDE + blocks.start * BLOCK - span.start..],
+                c_stride: SCORE_STRIDE,
                 start: Start::Zero,
             };
             product.run(simd);
@@ -176,7 +176,7 @@ impl<C: SimdElement> Kernel for Weights<'_, '_, '_, C> {
                 continue;
             }
             let visible = visible.start - span.start..visible.end - span.start;
-            let scores = &mut scratch.scores[row * SPAN..(row + 1) * SPAN];
+            let scores = &mut scratch.scores[row * SCORE_STRIDE..][..SPAN];
             let scales = scaled.then_some((&*scratch.key_scales, &*scratch.value_scales));
             scratch.part_softmax[row] = weights(simd, scores, &visible, kernel.tile.scale, scales);
         }
@@ -293,8 +293,8 @@ fn add_values<S: Simd, C: SimdElement>(
         }
         let (first, rows) = (tokens.start * shape.group(), tokens.len() * shape.group());
         let product = Product {
-            a: &scratch.scores[first * SPAN + positions.start - span.start..],
-            a_stride: SPAN,
+            a: &scratch.scores[first * SCORE_STRIDE + positions.start - span.start..],
+            a_stride: SCORE_STRIDE,
             rows,
             b: &scratch.chunk[positions.start - chunk.start..],
             b_stride: CHUNK,

@@ -37,6 +37,12 @@ impl<'a, C: SimdElement> CacheView<'a, C> {
         self.layout
     }
 
+    /// How many of all values are numbers.
+    #[cfg(test)]
+    pub(crate) fn written(&self) -> usize {
+        self.values.iter().filter(|value| !value.to_f32().is_nan()).count()
+    }
+
     /// Whether vectors have scales.
     pub(crate) fn is_scaled(&self) -> bool {
         !matches!(self.scales, Scales::None)
