@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use mantissa_numerics::policy::PrecisionPolicy;
 use mantissa_ops::backend::{OverflowRule, Progress};
 use mantissa_ops::{
-    Backend, Batch, Limits, LoadOptions, Plan, PlanError, PrepareError, Program, RunError, SequenceRows, Session,
+    Backend, Batch, Limits, LoadOptions, Plan, PlanError, PrepareError, RunError, SequenceRows, Session,
     TensorSource,
 };
 
@@ -88,14 +87,6 @@ pub struct Engine {
     vocabulary: usize,
 }
 
-/// Resolves a program under a policy on a backend.
-///
-/// # Errors
-/// [`PlanError`] with every combination that is not supported.
-pub fn plan(program: Program, policy: PrecisionPolicy, backend: &dyn Backend) -> Result<Arc<Plan>, PlanError> {
-    Plan::resolve(program, policy, backend)
-}
-
 impl Engine {
     /// Loads the weights of a plan and allocates cache and scratch.
     ///
@@ -160,7 +151,11 @@ impl Engine {
         }
         if prompt.len() + room > self.context() {
             let max_context = self.plan().program.max_context;
-            return Err(EngineError::PromptTooLong { tokens: prompt.len(), context: self.context(), max_context });
+            return Err(EngineError::PromptTooLong {
+                tokens: prompt.len(),
+                context: self.context(),
+                max_context,
+            });
         }
         match prompt.iter().position(|&token| token as usize >= self.vocabulary) {
             Some(position) => {
@@ -307,7 +302,11 @@ impl Engine {
     }
 
     /// Samples from the logits and removes the sequences that ended.
-    fn collect(&mut self, schedule: &[Share], rows: &[Option<usize>]) -> Result<Vec<TokenEvent>, EngineError> {
+    fn collect(
+        &mut self,
+        schedule: &[Share],
+        rows: &[Option<usize>],
+    ) -> Result<Vec<TokenEvent>, EngineError> {
         let context = self.session.limits().context;
         let mut events = Vec::new();
         for (share, row) in schedule.iter().zip(rows) {

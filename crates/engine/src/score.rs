@@ -64,8 +64,13 @@ impl Engine {
             match hidden {
                 Hidden::Skip => session.run(&batch)?,
                 Hidden::Keep => {
-                    let mut keeper =
-                        Keeper { plan: &plan, start, rows: end - start, total: tokens.len(), scores: &mut scores };
+                    let mut keeper = Keeper {
+                        plan: &plan,
+                        start,
+                        rows: end - start,
+                        total: tokens.len(),
+                        scores: &mut scores,
+                    };
                     session.run_observed(&batch, &mut keeper)?;
                 }
             }
