@@ -21,7 +21,7 @@ use crate::output;
 use folder::{CONFIG, Occupied, Staging};
 use shapes::Shape;
 use values::Values;
-use weights::{Writer, write_json};
+use weights::{SHARD_BYTES, Writer, write_json};
 
 /// Arguments of `mantissa synth`.
 #[derive(Debug, clap::Args)]
@@ -90,6 +90,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         pool: &Pool::new(context.threads.unwrap_or_else(Pool::default_threads))?,
         bar: &bar,
         interrupt: &interrupt,
+        shard_bytes: SHARD_BYTES,
     };
     let bytes = writer.write(&weights::tensors(&program))?;
     write_json(&staging.folder().join("generation_config.json"), &shape.generation_config())?;

@@ -1,6 +1,6 @@
 //! What loading would convert, and what that would lose, found by doing it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
@@ -51,6 +51,13 @@ struct Stored<'a> {
     bytes: u64,
 }
 
+impl Stored<'_> {
+    /// Whether `to` lacks some value of the stored format. Where it lacks none, nothing need be read to know the loss.
+    fn is_lossy(&self, to: Format) -> bool {
+        !to.represents(self.format)
+    }
+}
+
 impl Losses {
     /// Looks at every tensor that the program loads, once.
     pub fn of(
@@ -60,57 +67,35 @@ impl Losses {
         pool: &Pool,
         bar: &ProgressBar,
     ) -> Result<Losses> {
+        let parts = program.weights.iter().flat_map(|weight| &weight.parts);
+        let wanted: BTreeSet<&str> = parts.map(|part| part.tensor.as_str()).collect();
         let mut losses = Losses::default();
-        let wanted: std::collections::BTreeSet<&str> = program
-            .weights
-            .iter()
-            .flat_map(|weight| &weight.parts)
-            .map(|part| part.tensor.as_str())
-            .collect();
         let mut stored = Vec::new();
         for tensor in checkpoint.tensors().filter(|tensor| wanted.contains(tensor.name)) {
             match tensor.format {
-                Some(format @ (Format::F32 | Format::F16 | Format::Bf16)) => stored.push(Stored {
-                    dtype: tensor.dtype,
-                    format,
-                    name: tensor.name,
-                    bytes: tensor.bytes as u64,
-                }),
+                Some(format @ (Format::F32 | Format::F16 | Format::Bf16)) => {
+                    let (dtype, name, bytes) = (tensor.dtype, tensor.name, tensor.bytes as u64);
+                    stored.push(Stored { dtype, format, name, bytes });
+                }
                 _ => *losses.unreadable.entry(tensor.dtype).or_default() += 1,
             }
         }
-        // Where the target holds every value of the stored format, nothing is lost, and nothing need be read.
-        let lossy = |to: Format, tensor: &&Stored<'_>| !to.represents(tensor.format);
         let measured = targets.iter().filter(|(_, measure)| *measure == Measure::Convert);
-        bar.set_length(
-            measured
-                .flat_map(|&(to, _)| stored.iter().filter(move |tensor| lossy(to, tensor)))
-                .map(|t| t.bytes)
-                .sum(),
-        );
+        let read = measured.flat_map(|&(to, _)| stored.iter().filter(move |tensor| tensor.is_lossy(to)));
+        bar.set_length(read.map(|tensor| tensor.bytes).sum());
         for &(to, measure) in targets {
             let mut conversions: BTreeMap<&'static str, Conversion> = BTreeMap::new();
             for tensor in stored.iter().filter(|tensor| tensor.format != to) {
-                let stats = if !lossy(to, &tensor) {
-                    Some(ConversionStats::default())
-                } else if measure == Measure::Convert {
-                    let view = checkpoint.tensor(tensor.name)?;
-                    let bytes = view.as_bytes().ok_or_else(|| anyhow!("{} has gaps", tensor.name))?;
-                    Some(convert(bytes, tensor.format, to, pool, bar)?)
-                } else {
-                    None
-                };
-                let sum = conversions.entry(tensor.dtype).or_default();
-                sum.stats = match (sum.tensors, sum.stats, stats) {
-                    (0, _, stats) => stats,
-                    (_, Some(mut all), Some(stats)) => {
-                        all.merge(&stats);
-                        Some(all)
+                let stats = match measure {
+                    _ if !tensor.is_lossy(to) => Some(ConversionStats::default()),
+                    Measure::Skip => None,
+                    Measure::Convert => {
+                        let view = checkpoint.tensor(tensor.name)?;
+                        let bytes = view.as_bytes().ok_or_else(|| anyhow!("{} has gaps", tensor.name))?;
+                        Some(convert(bytes, tensor.format, to, pool, bar)?)
                     }
-                    _ => None,
                 };
-                sum.tensors += 1;
-                sum.bytes += tensor.bytes;
+                conversions.entry(tensor.dtype).or_default().add(tensor.bytes, stats);
             }
             losses.by_target.push((to, conversions));
         }
@@ -153,6 +138,19 @@ fn convert(
 }
 
 impl Conversion {
+    /// Adds a tensor. All tensors of one stored type are measured, or none.
+    fn add(&mut self, bytes: u64, stats: Option<ConversionStats>) {
+        self.stats = match (self.stats, stats) {
+            (Some(mut all), Some(stats)) => {
+                all.merge(&stats);
+                Some(all)
+            }
+            (all, stats) => all.or(stats),
+        };
+        self.tensors += 1;
+        self.bytes += bytes;
+    }
+
     /// What is lost, in words.
     pub fn loss(&self) -> String {
         let Some(stats) = &self.stats else { return "not measured; --all does".to_owned() };

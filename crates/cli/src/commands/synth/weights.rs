@@ -18,7 +18,7 @@ use super::values::{ALIGNMENT, Values};
 use crate::interrupt::{Guard, Interrupted};
 
 /// Where transformers begins a new file.
-const SHARD_BYTES: u64 = 5_000_000_000;
+pub const SHARD_BYTES: u64 = 5_000_000_000;
 /// Values that one thread computes at a time; a multiple of [`ALIGNMENT`].
 const PART: usize = 1 << 16;
 /// Parts in memory at a time.
@@ -65,6 +65,8 @@ pub struct Writer<'a> {
     pub pool: &'a Pool,
     pub bar: &'a ProgressBar,
     pub interrupt: &'a Guard,
+    /// Bytes of tensors in one file, unless a single tensor has more.
+    pub shard_bytes: u64,
 }
 
 impl Writer<'_> {
@@ -72,7 +74,7 @@ impl Writer<'_> {
     pub fn write(&self, tensors: &[Tensor]) -> Result<u64> {
         let total = tensors.iter().map(|tensor| self.bytes(tensor)).sum();
         self.bar.set_length(total);
-        let shards = self.shards(tensors, SHARD_BYTES);
+        let shards = self.shards(tensors);
         if let [tensors] = shards.as_slice() {
             self.write_file(SINGLE, tensors)?;
             return Ok(total);
@@ -92,13 +94,13 @@ impl Writer<'_> {
         tensor.len() as u64 * self.values.format().bytes() as u64
     }
 
-    /// Consecutive tensors that together take up to `limit` bytes, at least one.
-    fn shards<'t>(&self, tensors: &'t [Tensor], limit: u64) -> Vec<&'t [Tensor]> {
+    /// Consecutive tensors that go into one file, at least one.
+    fn shards<'t>(&self, tensors: &'t [Tensor]) -> Vec<&'t [Tensor]> {
         let mut shards = Vec::new();
         let (mut start, mut bytes) = (0, 0);
         for (index, tensor) in tensors.iter().enumerate() {
             let more = self.bytes(tensor);
-            if index > start && bytes + more > limit {
+            if index > start && bytes + more > self.shard_bytes {
                 shards.push(&tensors[start..index]);
                 (start, bytes) = (index, 0);
             }
@@ -175,4 +177,57 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use mantissa::model::arch;
+    use mantissa::model::checkpoint::Checkpoint;
+    use mantissa::model::config::ModelConfig;
+    use mantissa::numerics::Format;
+
+    use super::super::folder::CONFIG;
+    use super::super::shapes::Shape;
+    use super::*;
+    use crate::interrupt::Interrupt;
+
+    /// Opens a small model that was written in files of this size.
+    fn written(folder: &Path, shard_bytes: u64) -> Checkpoint {
+        let config = Shape::find("tiny-qwen3").unwrap().config(Format::F32);
+        write_json(&folder.join(CONFIG), &config).unwrap();
+        let parsed = ModelConfig::from_json(config.to_string().as_bytes(), Path::new(CONFIG)).unwrap();
+        let writer = Writer {
+            folder,
+            values: &Values::new(Format::F32, 3, 64).unwrap(),
+            pool: &Pool::new(NonZeroUsize::new(2).unwrap()).unwrap(),
+            bar: &ProgressBar::hidden(),
+            interrupt: &Interrupt::default().guard(),
+            shard_bytes,
+        };
+        let bytes = writer.write(&tensors(&arch::program(&parsed).unwrap())).unwrap();
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        assert_eq!(checkpoint.total_bytes(), bytes);
+        checkpoint
+    }
+
+    #[test]
+    fn one_file_or_several_hold_the_same_tensors() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let one = written(folders[0].path(), u64::MAX);
+        let several = written(folders[1].path(), 100_000);
+        assert_eq!(one.files().len(), 1);
+        assert!(several.files().len() > 2);
+        for file in several.files() {
+            let largest =
+                several.tensors().filter(|tensor| tensor.file == file.path()).map(|t| t.bytes).sum::<usize>();
+            assert!(largest <= 100_000, "{largest}");
+        }
+        assert_eq!(one.tensors().len(), several.tensors().len());
+        for tensor in one.tensors() {
+            let (left, right) = (one.tensor(tensor.name).unwrap(), several.tensor(tensor.name).unwrap());
+            assert_eq!((left.shape(), left.as_bytes()), (right.shape(), right.as_bytes()), "{}", tensor.name);
+        }
+    }
 }
