@@ -56,7 +56,7 @@ impl Weights {
     pub fn matrix(&self, id: WeightId) -> &PackedMatrix {
         match &self.weights[id.0] {
             Weight::Matrix(matrix) => matrix,
-            // The program says which weights are vectors, and the op vocabulary where they stand.
+            // `check_kinds` has refused programs whose ops want a matrix here.
             Weight::Vector(_) => unreachable!("an op's matrix is declared as a vector"),
         }
     }
