@@ -26,7 +26,7 @@ work.
   them, and give the same bits otherwise.
 - `copy`: no products.
 - `ascending`: one chain over the reduced index. `lanes16`: sixteen interleaved chains, then a fixed tree. `spans512`:
-  online softmax over spans of 512 positions, merged in ascending order. No order depends on the number of threads, on
+  one softmax for each span of 512 positions, merged in ascending order. No order depends on the number of threads, on
   the sizes of caches, or on the other rows of a batch.
 - A cache written `f8e4m3+f16` holds f8e4m3 numbers with one f16 scale per head and token.
 
