@@ -307,15 +307,16 @@ fn a_packed_table_gives_the_same_rows() {
             let packed = PackedMatrix::pack(&request, machine.pool).unwrap();
             let tables =
                 [TokenTable::Packed(&packed.matrix), TokenTable::Rows { values: table.get(), width }];
-            tables.map(|table| {
-                let mut scratch = vec![0.0; embedding_scratch(machine.pool, &table)];
-                let mut out = Stored::poisoned(Format::F16, tokens.len() * width);
-                let args =
-                    EmbeddingArgs { tokens: &tokens, table, scratch: &mut scratch, out: out.get_mut() };
-                embedding(machine, args).unwrap();
-                out
-            })
-            .to_vec()
+            tables
+                .map(|table| {
+                    let mut scratch = vec![0.0; embedding_scratch(machine.pool, &table)];
+                    let mut out = Stored::poisoned(Format::F16, tokens.len() * width);
+                    let args =
+                        EmbeddingArgs { tokens: &tokens, table, scratch: &mut scratch, out: out.get_mut() };
+                    embedding(machine, args).unwrap();
+                    out
+                })
+                .to_vec()
         });
         assert_eq!(out[0], out[1]);
     }
