@@ -9,20 +9,18 @@ use half::bf16;
 use mantissa_numerics::Element;
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
-use crate::isa::Tier;
+use crate::isa::{Isa, Tier};
 use crate::pool::Pool;
 use crate::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Bytes read by one task: about as much as a panel of weights, contiguous.
 const STRETCH: usize = 128 << 10;
-/// Sums that do not wait for each other; more than latency times throughput of any unit.
-const CHAINS: usize = 24;
 /// Time for one measurement of a rate.
 const RATE_TIME: Duration = Duration::from_millis(40);
 /// How far ahead of the additions memory is asked for, in bytes.
 const PREFETCH: usize = 4096;
 /// Steps between looks at the clock.
-const RATE_STEPS: usize = 20_000;
+const RATE_STEPS: usize = 2_000;
 
 /// Several measurements of one thing.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,7 +139,7 @@ pub fn multiply_rate(pool: &Pool, tier: Tier, kind: Multiply, samples: usize) ->
                 Multiply::F32Fma => 2,
                 Multiply::Bf16Pairs => 4,
             };
-            let operations = (steps * CHAINS * LANES * per_lane) as f64;
+            let operations = (steps * chains(tier.isa()) * LANES * per_lane) as f64;
             let rate = operations / start.elapsed().as_secs_f64();
             rates.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(rate);
         });
@@ -186,18 +184,68 @@ impl Kernel for Rate {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> f32 {
+        match chains(S::ISA) {
+            MANY_CHAINS => self.chains::<S, MANY_CHAINS>(simd),
+            _ => self.chains::<S, FEW_CHAINS>(simd),
+        }
+    }
+}
+
+impl Rate {
+    #[inline(always)]
+    fn chains<S: Simd, const CHAINS: usize>(self, simd: S) -> f32 {
         let mut sums = [simd.zero(); CHAINS];
         let factor = simd.splat(self.seed);
         let pair = [<bf16 as Element>::from_f32(self.seed); 2];
-        let (a, b) = (simd.splat_bf16_pair(pair), simd.splat_bf16_pair([pair[0], bf16::ONE]));
+        let pair = simd.splat_bf16_pair(pair);
         for _ in 0..self.steps {
             for sum in &mut sums {
                 *sum = match self.kind {
                     Multiply::F32Fma => simd.fma(factor, factor, *sum),
-                    Multiply::Bf16Pairs => simd.dot_bf16(*sum, a, b),
+                    Multiply::Bf16Pairs => simd.dot_bf16(*sum, pair, pair),
                 };
             }
         }
         sums.into_iter().map(|sum| simd.reduce_add(sum)).sum()
+    }
+}
+
+/// Sums that do not wait for each other: enough to hide the latency of any unit, few enough for the registers.
+const fn chains(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => MANY_CHAINS,
+        // A vector takes two or four registers.
+        Isa::Avx2 | Isa::Neon | Isa::Scalar => FEW_CHAINS,
+    }
+}
+
+const MANY_CHAINS: usize = 24;
+const FEW_CHAINS: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    #[test]
+    fn every_tier_measures_something() {
+        let pool = Pool::new(NonZeroUsize::new(2).unwrap()).unwrap();
+        for tier in Tier::available() {
+            let effort = Effort { bytes: 4 << 20, samples: 2 };
+            let ceilings = Ceilings::measure(&pool, tier, effort).unwrap();
+            for measured in [ceilings.read, ceilings.f32_fma, ceilings.bf16_pairs] {
+                assert!(measured.worst > 0.0 && measured.worst <= measured.median);
+                assert!(measured.median <= measured.best && measured.best.is_finite());
+                assert_eq!(measured.samples, 2);
+            }
+        }
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let measured = Measured::of(vec![3.0, 1.0, 2.0]);
+        assert_eq!(measured, Measured { best: 3.0, median: 2.0, worst: 1.0, samples: 3 });
+        assert_eq!(Measured::of(vec![]).samples, 0);
     }
 }

@@ -13,8 +13,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a worker spins before it sleeps.
-const SPIN: Duration = Duration::from_micros(100);
+/// How long a worker spins before it sleeps: longer than the pauses within and between the steps of a generation,
+/// because waking a sleeper costs the caller up to 100 microseconds in a virtual machine.
+const SPIN: Duration = Duration::from_micros(300);
 /// Tasks are claimed in runs of remaining / (threads * this), at least one: long contiguous stretches first, single
 /// tasks at the end, so that threads finish together.
 const SHARES: usize = 4;

@@ -243,7 +243,11 @@ pub fn matmul(
     }
     let mut run = Run { pool, tier, scratch, product };
     match (run.product.weights.format(), run.product.input) {
-        (Format::Bf16, Elements::Bf16(input)) => run.compute::<Pairs, bf16>(input),
+        (Format::Bf16, Elements::Bf16(input)) => match tier.isa() {
+            Isa::Avx512 => run.compute::<Pairs, bf16>(input),
+            // Without the instruction: the same chain, with activations decoded once instead of in every tile.
+            Isa::Avx2 | Isa::Neon | Isa::Scalar => run.compute::<PairsFma<1>, bf16>(input),
+        },
         (_, Elements::F32(input)) => run.fma(input),
         (_, Elements::F16(input)) => run.fma(input),
         (_, Elements::Bf16(input)) => run.fma(input),
@@ -306,7 +310,7 @@ impl Run<'_> {
         match self.product.weights.format() {
             Format::F32 => self.compute::<Fma<f32>, X>(input),
             Format::F16 => self.compute::<Fma<f16>, X>(input),
-            _ => self.compute::<PairsFma, X>(input),
+            _ => self.compute::<PairsFma<0>, X>(input),
         }
     }
 

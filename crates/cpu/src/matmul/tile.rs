@@ -20,24 +20,28 @@ pub(super) trait Product: Copy + Send + Sync + 'static {
     type Weight: bytemuck::Pod + Sync;
     /// What a row of activations holds for one step.
     type Input: bytemuck::Pod + Sync;
-    /// Sixteen weights, as the multiplication takes them.
+    /// Sixteen of either, as the multiplication takes them.
     type Operand<S: Simd>: Copy;
-    /// An activation, as the multiplication takes it.
-    type Factor<S: Simd>: Copy;
     /// The same sums from weights that are decoded once for many rows.
     type Decoded: Product<Input = Self::Input>;
+    /// Multiplications of a step, one after the other in each chain.
+    const PRODUCTS: usize;
     /// Whether [`Product::Decoded`] is another type.
     const DECODES: bool;
 
-    /// The weights of sixteen outputs.
-    fn weights<S: Simd>(simd: S, weights: &[Self::Weight; LANES]) -> Self::Operand<S>;
+    /// The weights of sixteen outputs for one of the multiplications.
+    fn weights<S: Simd>(simd: S, weights: &[Self::Weight; LANES], product: usize) -> Self::Operand<S>;
 
-    /// One activation for all outputs.
-    fn input<S: Simd>(simd: S, input: Self::Input) -> Self::Factor<S>;
+    /// One activation for all outputs, for one of the multiplications.
+    fn input<S: Simd>(simd: S, input: Self::Input, product: usize) -> Self::Operand<S>;
 
-    /// One step of sixteen chains.
-    fn accumulate<S: Simd>(simd: S, sum: S::F32, weights: Self::Operand<S>, input: Self::Factor<S>)
-    -> S::F32;
+    /// One multiplication in each of sixteen chains.
+    fn accumulate<S: Simd>(
+        simd: S,
+        sum: S::F32,
+        weights: Self::Operand<S>,
+        input: Self::Operand<S>,
+    ) -> S::F32;
 
     /// Sixteen weights for [`Product::Decoded`].
     fn decode<S: Simd>(simd: S, from: &[Self::Weight; LANES], to: &mut [DecodedWeight<Self>; LANES]);
@@ -54,25 +58,26 @@ pub(super) struct Fma<W>(PhantomData<W>);
 #[derive(Clone, Copy)]
 pub(super) struct Pairs;
 
-/// Weights in pairs of bf16, activations decoded to f32: two fused multiply-adds a step.
+/// Weights in pairs of bf16, activations decoded to f32: two fused multiply-adds a step, product `FIRST` of the pair
+/// (0 or 1) before the other.
 #[derive(Clone, Copy)]
-pub(super) struct PairsFma;
+pub(super) struct PairsFma<const FIRST: usize>;
 
 impl<W: SimdElement> Product for Fma<W> {
     type Weight = W;
     type Input = f32;
     type Operand<S: Simd> = S::F32;
-    type Factor<S: Simd> = S::F32;
     type Decoded = Fma<f32>;
+    const PRODUCTS: usize = 1;
     const DECODES: bool = !matches!(W::FORMAT, Format::F32);
 
     #[inline(always)]
-    fn weights<S: Simd>(simd: S, weights: &[W; LANES]) -> S::F32 {
+    fn weights<S: Simd>(simd: S, weights: &[W; LANES], _: usize) -> S::F32 {
         W::load(simd, weights)
     }
 
     #[inline(always)]
-    fn input<S: Simd>(simd: S, input: f32) -> S::F32 {
+    fn input<S: Simd>(simd: S, input: f32, _: usize) -> S::F32 {
         simd.splat(input)
     }
 
@@ -91,17 +96,17 @@ impl Product for Pairs {
     type Weight = [bf16; 2];
     type Input = [bf16; 2];
     type Operand<S: Simd> = S::Bf16Pairs;
-    type Factor<S: Simd> = S::Bf16Pairs;
     type Decoded = Pairs;
+    const PRODUCTS: usize = 1;
     const DECODES: bool = false;
 
     #[inline(always)]
-    fn weights<S: Simd>(simd: S, weights: &[[bf16; 2]; LANES]) -> S::Bf16Pairs {
+    fn weights<S: Simd>(simd: S, weights: &[[bf16; 2]; LANES], _: usize) -> S::Bf16Pairs {
         simd.load_bf16_pairs(bytemuck::cast_ref(weights))
     }
 
     #[inline(always)]
-    fn input<S: Simd>(simd: S, input: [bf16; 2]) -> S::Bf16Pairs {
+    fn input<S: Simd>(simd: S, input: [bf16; 2], _: usize) -> S::Bf16Pairs {
         simd.splat_bf16_pair(input)
     }
 
@@ -116,29 +121,29 @@ impl Product for Pairs {
     }
 }
 
-impl Product for PairsFma {
+impl<const FIRST: usize> Product for PairsFma<FIRST> {
     type Weight = [bf16; 2];
     type Input = [f32; 2];
-    type Operand<S: Simd> = [S::F32; 2];
-    type Factor<S: Simd> = [f32; 2];
+    type Operand<S: Simd> = S::F32;
     // Splitting a pair is so cheap that doing it once for all rows gains nothing.
-    type Decoded = PairsFma;
+    type Decoded = PairsFma<FIRST>;
+    const PRODUCTS: usize = 2;
     const DECODES: bool = false;
 
     #[inline(always)]
-    fn weights<S: Simd>(simd: S, weights: &[[bf16; 2]; LANES]) -> [S::F32; 2] {
-        simd.split_bf16_pairs(simd.load_bf16_pairs(bytemuck::cast_ref(weights)))
+    fn weights<S: Simd>(simd: S, weights: &[[bf16; 2]; LANES], product: usize) -> S::F32 {
+        let pairs = simd.load_bf16_pairs(bytemuck::cast_ref(weights));
+        simd.split_bf16_pairs(pairs)[(FIRST + product) % 2]
     }
 
     #[inline(always)]
-    fn input<S: Simd>(_: S, input: [f32; 2]) -> [f32; 2] {
-        input
+    fn input<S: Simd>(simd: S, input: [f32; 2], product: usize) -> S::F32 {
+        simd.splat(input[(FIRST + product) % 2])
     }
 
     #[inline(always)]
-    fn accumulate<S: Simd>(simd: S, sum: S::F32, weights: [S::F32; 2], input: [f32; 2]) -> S::F32 {
-        let first = simd.fma(weights[0], simd.splat(input[0]), sum);
-        simd.fma(weights[1], simd.splat(input[1]), first)
+    fn accumulate<S: Simd>(simd: S, sum: S::F32, weights: S::F32, input: S::F32) -> S::F32 {
+        simd.fma(weights, input, sum)
     }
 
     #[inline(always)]
@@ -164,7 +169,7 @@ impl<P: Product> Tile<'_, P> {
     #[inline(always)]
     pub(super) fn run<S: Simd>(self, simd: S) {
         macro_rules! by_rows {
-            ($vectors:literal: $($rows:literal)*) => {
+            ($($rows:literal x $vectors:literal)*) => {
                 match self.rows {
                     $($rows => simd.vectorize(FixedTile::<P, $rows, $vectors>(self)),)*
                     // `Split` makes no larger tiles, and none without rows.
@@ -173,10 +178,13 @@ impl<P: Product> Tile<'_, P> {
             };
         }
         match S::ISA {
-            // 28 sums, two vectors of weights and one activation in 32 registers.
-            Isa::Avx512 => by_rows!(2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-            // 12 sums in 16 registers (AVX2), or 24 in 32 (Advanced SIMD): half a panel at a time.
-            Isa::Avx2 | Isa::Neon | Isa::Scalar => by_rows!(1: 1 2 3 4 5 6),
+            // At most 28 sums, two vectors of weights and one activation in 32 registers.
+            Isa::Avx512 => {
+                by_rows!(1 x 2 2 x 2 3 x 2 4 x 2 5 x 2 6 x 2 7 x 2 8 x 2 9 x 2 10 x 2 11 x 2 12 x 2 13 x 2 14 x 2);
+            }
+            // A vector takes two registers of 16 (AVX2) or four of 32 (Advanced SIMD): few rows pass once over whole
+            // panels, more rows twice over halves.
+            Isa::Avx2 | Isa::Neon | Isa::Scalar => by_rows!(1 x 2 2 x 2 3 x 1 4 x 1 5 x 1 6 x 1),
         }
     }
 }
@@ -211,12 +219,16 @@ impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for FixedTile<'
                     for line in (0..size_of_val(weights)).step_by(ALIGNMENT) {
                         simd.prefetch(weights.as_ptr().wrapping_byte_add(PREFETCH + line));
                     }
-                    let operands: [P::Operand<S>; VECTORS] =
-                        std::array::from_fn(|vector| P::weights(simd, &weights[vector]));
-                    for (registers, input) in registers.iter_mut().zip(input) {
-                        let input = P::input(simd, input[step]);
-                        for (register, &operand) in registers.iter_mut().zip(&operands) {
-                            *register = P::accumulate(simd, *register, operand, input);
+                    for product in 0..P::PRODUCTS {
+                        let mut operands = [P::weights(simd, &weights[0], product); VECTORS];
+                        for (operand, weights) in operands.iter_mut().zip(weights) {
+                            *operand = P::weights(simd, weights, product);
+                        }
+                        for (registers, input) in registers.iter_mut().zip(input) {
+                            let input = P::input(simd, input[step], product);
+                            for (register, &operand) in registers.iter_mut().zip(&operands) {
+                                *register = P::accumulate(simd, *register, operand, input);
+                            }
                         }
                     }
                 }

@@ -167,7 +167,10 @@ impl Simd for Avx2 {
         unsafe {
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(pointer.cast()));
             let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(pointer.add(8).cast()));
-            [low, high].map(|words| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)))
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
         }
     }
 
@@ -193,9 +196,9 @@ impl Simd for Avx2 {
             let nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80));
             let exponent = _mm256_and_si256(nan, _mm256_set1_epi16(0x4000));
             let half = _mm256_or_si256(_mm256_or_si256(magnitude, sign), exponent);
+            let (low, high) = (_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
             let scale = _mm256_set1_ps(256.0);
-            [_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half)]
-                .map(|half| _mm256_mul_ps(_mm256_cvtph_ps(half), scale))
+            [_mm256_mul_ps(_mm256_cvtph_ps(low), scale), _mm256_mul_ps(_mm256_cvtph_ps(high), scale)]
         }
     }
 
@@ -304,7 +307,7 @@ impl Simd for Avx2 {
     fn split_bf16_pairs(self, pairs: [__m256i; 2]) -> [Pair; 2] {
         // SAFETY: see the impl.
         unsafe {
-            let [low, high] = pairs.map(|pairs| split(pairs));
+            let [low, high] = [split(pairs[0]), split(pairs[1])];
             [[low[0], high[0]], [low[1], high[1]]]
         }
     }

@@ -138,7 +138,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// A computation generic over the instruction set. `run` and everything hot that it calls must be
-/// `#[inline(always)]`, or it is compiled without the instructions.
+/// `#[inline(always)]`, or it is compiled without the instructions. Closures passed to functions of the standard
+/// library (`array::map` and its like) are no exception: they may or may not be inlined.
 pub trait Kernel {
     /// What it returns.
     type Output;
