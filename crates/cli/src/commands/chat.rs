@@ -205,7 +205,7 @@ impl Chat<'_> {
             writeln!(output::stderr(), "The context is full: /reset, or start with a larger --context.")?;
         }
         if self.args.stats {
-            stats::print(&self.generator, std::slice::from_ref(&done), &self.options);
+            stats::Summary::new(&self.generator, std::slice::from_ref(&done)).print(&self.options);
         }
         Ok(done.text.unwrap_or_default())
     }

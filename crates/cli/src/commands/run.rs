@@ -120,7 +120,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         }
     }
     if !args.no_stats {
-        stats::print(&generator, &completions, &prepared);
+        let summary = stats::Summary::new(&generator, &completions);
+        // The weights leave before the measurement of the bandwidth adds a buffer, so that the peak stays theirs.
+        drop(generator);
+        summary.print(&prepared);
     }
     if completions.iter().any(|done| done.finish_reason == FinishReason::Cancelled) {
         return Err(Interrupted.into());
