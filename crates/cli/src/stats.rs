@@ -34,8 +34,9 @@ struct Decode {
 impl Summary {
     /// Takes everything from the generator that the line needs.
     pub fn new(generator: &Generator, completions: &[Completion]) -> Summary {
-        let sum =
-            |tokens: fn(&Timings) -> usize| completions.iter().map(|done| tokens(&done.timings)).sum::<usize>();
+        let sum = |tokens: fn(&Timings) -> usize| {
+            completions.iter().map(|done| tokens(&done.timings)).sum::<usize>()
+        };
         let longest = |seconds: fn(&Timings) -> f64| {
             completions.iter().map(|done| seconds(&done.timings)).fold(0.0, f64::max)
         };

@@ -100,14 +100,35 @@ impl Ceilings {
 /// # Errors
 /// [`OutOfMemory`] where there is no buffer of that size.
 pub fn read_bandwidth(pool: &Pool, tier: Tier, effort: Effort) -> Result<Measured, OutOfMemory> {
-    let bytes = effort.bytes.max(STRETCH) / STRETCH * STRETCH;
-    let mut buffer = AlignedBuffer::zeroed(bytes)?;
-    let values: &mut [f32] = bytemuck::cast_slice_mut(&mut buffer);
-    // Pages that nobody wrote are all the same zero page, which the caches hold.
-    values.fill(1.0);
-    let stretches: Vec<&[f32]> = values.chunks_exact(STRETCH / size_of::<f32>()).collect();
-    let total = Mutex::new(0.0);
-    let pass = || {
+    let probe = ReadProbe::new(effort.bytes)?;
+    probe.pass(pool, tier);
+    Ok(Measured::of((0..effort.samples).map(|_| probe.pass(pool, tier)).collect()))
+}
+
+/// A buffer to read, for bandwidths measured between other things.
+#[derive(Debug)]
+pub struct ReadProbe {
+    buffer: AlignedBuffer,
+}
+
+impl ReadProbe {
+    /// A buffer of ones, of whole stretches.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(bytes: usize) -> Result<ReadProbe, OutOfMemory> {
+        let mut buffer = AlignedBuffer::zeroed(bytes.max(STRETCH) / STRETCH * STRETCH)?;
+        let values: &mut [f32] = bytemuck::cast_slice_mut(&mut buffer);
+        // Pages that nobody wrote are all the same zero page, which the caches hold.
+        values.fill(1.0);
+        Ok(ReadProbe { buffer })
+    }
+
+    /// Reads everything once; bytes per second.
+    pub fn pass(&self, pool: &Pool, tier: Tier) -> f64 {
+        let values: &[f32] = bytemuck::cast_slice(&self.buffer);
+        let stretches: Vec<&[f32]> = values.chunks_exact(STRETCH / size_of::<f32>()).collect();
+        let total = Mutex::new(0.0);
         let start = Instant::now();
         pool.run(stretches.len(), |task| {
             let sum = dispatch(tier, Read { values: stretches[task.index] });
@@ -116,12 +137,10 @@ pub fn read_bandwidth(pool: &Pool, tier: Tier, effort: Effort) -> Result<Measure
                 *total.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = sum;
             }
         });
-        bytes as f64 / start.elapsed().as_secs_f64()
-    };
-    pass();
-    let measured = Measured::of((0..effort.samples).map(|_| pass()).collect());
-    black_box(total);
-    Ok(measured)
+        let seconds = start.elapsed().as_secs_f64();
+        black_box(total);
+        self.buffer.len() as f64 / seconds
+    }
 }
 
 /// Operations per second of register-only loops on all threads.

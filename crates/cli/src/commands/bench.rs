@@ -31,7 +31,8 @@ Examples:
   mantissa bench ./qwen                                        bf16, f16 and f32 side by side
   mantissa bench ./qwen --policy bf16 --policy bf16,kv_cache=f8e4m3 --prompt 512 --json
 
-The ceilings are measured before and after each policy, on the same threads: how fast they read memory, and how fast they
+The ceilings are measured before and after each policy, on the same threads, and memory again between the repetitions of
+decode: how fast they read memory, and how fast they
 multiply and add. Decode is compared with the time that reading weights and cache takes at the former, prefill with the
 time that the products take at the latter, at the rate of the instructions that the contract names.")]
 pub struct Args {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use indicatif::ProgressBar;
 use mantissa::cpu::CpuBackend;
-use mantissa::cpu::ceilings::{Ceilings, Effort};
+use mantissa::cpu::ceilings::{Ceilings, Effort, ReadProbe};
 use mantissa::engine::sequence::EndOfText;
 use mantissa::numerics::PrecisionPolicy;
 use mantissa::numerics::contract::{Compute, Family};
@@ -41,7 +41,7 @@ pub struct Measured {
     pub load_seconds: f64,
     pub load_bytes: u64,
     pub memory: MemoryUse,
-    /// The most memory held from loading to the last token, where the system says.
+    /// The most memory held from loading to the last prompt, where the system says; decoding allocates nothing.
     pub peak: Option<u64>,
     pub rows: Vec<Row>,
 }
@@ -79,13 +79,8 @@ pub struct Row {
     pub achieved: f64,
     /// The most that the machine could reach.
     pub ceiling: f64,
-}
-
-impl Row {
-    /// How much of the ceiling was reached.
-    pub fn share(&self) -> f64 {
-        self.achieved / self.ceiling
-    }
+    /// How much of the ceiling was reached; of decode the median of the repetitions, each with its own ceiling.
+    pub share: f64,
 }
 
 impl Setup<'_> {
@@ -107,20 +102,51 @@ impl Setup<'_> {
             say(&format!("prompt of {length} tokens"));
             let seconds =
                 self.repeat(|| Ok(self.generate(&mut generator, length, 1)?.timings.prefill_seconds))?;
-            timed.push((Test::Prefill(length), seconds));
+            timed.push((length, seconds));
         }
-        say("one token at a time");
-        let tokens = self.generate;
-        let seconds = self.repeat(|| {
-            Ok(self.generate(&mut generator, self.shortest, tokens + 1)?.timings.decode_seconds)
-        })?;
-        timed.push((Test::Decode { tokens, prompt: self.shortest }, seconds));
         let (memory, peak) = (generator.memory(), memory::peak());
+        say("one token at a time");
+        let decode = self.decode(&mut generator)?;
 
         say("ceilings of the machine");
         let ceilings = Ceiling::of(&before, &self.ceilings()?).context("no ceilings were measured")?;
-        let rows = timed.into_iter().map(|(test, seconds)| row(generator.plan(), test, seconds, &ceilings));
-        Ok(Measured { ceilings, load_seconds, load_bytes, memory, peak, rows: rows.collect() })
+        let prefill =
+            timed.into_iter().map(|(length, seconds)| row(generator.plan(), length, seconds, &ceilings));
+        let rows = prefill.chain([decode]).collect();
+        Ok(Measured { ceilings, load_seconds, load_bytes, memory, peak, rows })
+    }
+
+    /// Decodes, and reads memory before and after each repetition: bandwidth drifts on shared machines, so that each
+    /// repetition is held against its own.
+    fn decode(&self, generator: &mut Generator) -> Result<Row> {
+        let (tokens, prompt) = (self.generate, self.shortest);
+        let shapes: Vec<RunShape> = (1..=tokens).map(|step| RunShape::single(1, prompt + step)).collect();
+        let bytes = bytes_read(generator.plan(), &shapes);
+        let probe = ReadProbe::new(EFFORT.bytes)?;
+        let read = || probe.pass(self.backend.pool(), self.backend.tier());
+        read();
+        let mut before = read();
+        let (mut seconds, mut ceilings, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.repetitions {
+            let taken = self.generate(generator, prompt, tokens + 1)?.timings.decode_seconds;
+            let after = read();
+            let ceiling = f64::midpoint(before, after);
+            seconds.push(taken);
+            ceilings.push(ceiling);
+            shares.push(bytes / taken / ceiling);
+            before = after;
+        }
+        let spread = |values| Spread::of(values).context("nothing was measured");
+        let (seconds, ceiling, share) = (spread(seconds)?, spread(ceilings)?, spread(shares)?);
+        Ok(Row {
+            test: Test::Decode { tokens, prompt },
+            contract: heaviest_contract(generator.plan(), &shapes[0]),
+            speed: seconds.rate(tokens as f64),
+            seconds,
+            achieved: bytes / seconds.median,
+            ceiling: ceiling.median,
+            share: share.median,
+        })
     }
 
     fn ceilings(&self) -> Result<Ceilings> {
@@ -173,34 +199,29 @@ impl Ceiling {
     }
 }
 
-fn row(plan: &Plan, test: Test, seconds: Spread, ceilings: &Ceiling) -> Row {
-    let (tokens, shapes) = match test {
-        Test::Prefill(length) => (length, vec![RunShape::single(length, length)]),
-        Test::Decode { tokens, prompt } => {
-            (tokens, (1..=tokens).map(|step| RunShape::single(1, prompt + step)).collect())
-        }
-    };
-    let (amount, ideal_seconds) = match test {
-        Test::Prefill(_) => products(plan, &shapes, ceilings),
-        Test::Decode { .. } => {
-            let bytes = bytes_read(plan, &shapes);
-            (bytes, bytes / ceilings.read.median)
-        }
-    };
-    let heaviest = plan.steps.iter().max_by_key(|step| plan.step_cost(step, &shapes[0]).operations);
+fn row(plan: &Plan, length: usize, seconds: Spread, ceilings: &Ceiling) -> Row {
+    let shape = RunShape::single(length, length);
+    let (operations, ideal_seconds) = products(plan, &shape, ceilings);
     Row {
-        test,
-        contract: heaviest.map(|step| step.contract.to_string()).unwrap_or_default(),
-        speed: seconds.rate(tokens as f64),
+        test: Test::Prefill(length),
+        contract: heaviest_contract(plan, &shape),
+        speed: seconds.rate(length as f64),
         seconds,
-        achieved: amount / seconds.median,
-        ceiling: amount / ideal_seconds,
+        achieved: operations / seconds.median,
+        ceiling: operations / ideal_seconds,
+        share: ideal_seconds / seconds.median,
     }
+}
+
+/// The contract of the step with most operations.
+fn heaviest_contract(plan: &Plan, shape: &RunShape) -> String {
+    let heaviest = plan.steps.iter().max_by_key(|step| plan.step_cost(step, shape).operations);
+    heaviest.map(|step| step.contract.to_string()).unwrap_or_default()
 }
 
 /// Operations of linear layers and attention, and the seconds that they take at the peak rate of each one's contract.
 /// Splitting a prompt into chunks changes neither.
-fn products(plan: &Plan, shapes: &[RunShape], ceilings: &Ceiling) -> (f64, f64) {
+fn products(plan: &Plan, shape: &RunShape, ceilings: &Ceiling) -> (f64, f64) {
     let multiplies = |step: &&Step| match step.op.family() {
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits | Family::Attention => {
             true
@@ -213,12 +234,10 @@ fn products(plan: &Plan, shapes: &[RunShape], ceilings: &Ceiling) -> (f64, f64) 
         | Family::Residual => false,
     };
     let mut sums = (0.0, 0.0);
-    for shape in shapes {
-        for step in plan.steps.iter().filter(multiplies) {
-            let operations = plan.step_cost(step, shape).operations as f64;
-            sums.0 += operations;
-            sums.1 += operations / ceilings.multiply(step.contract.compute);
-        }
+    for step in plan.steps.iter().filter(multiplies) {
+        let operations = plan.step_cost(step, shape).operations as f64;
+        sums.0 += operations;
+        sums.1 += operations / ceilings.multiply(step.contract.compute);
     }
     sums
 }

@@ -76,7 +76,7 @@ impl Report<'_> {
                 row.first_token().map_or_else(String::new, |spread| format!("{:.1} ms", spread.median * 1e3)),
                 format!("{}{unit}", table::rate(row.achieved)),
                 format!("{}{unit}", table::rate(row.ceiling)),
-                format!("{:.1} %", 100.0 * row.share()),
+                format!("{:.1} %", 100.0 * row.share),
                 row.contract.clone(),
                 device.to_owned(),
             ]
@@ -182,7 +182,7 @@ impl Report<'_> {
             "bound": bound,
             "achieved_per_second": row.achieved,
             "ceiling_per_second": row.ceiling,
-            "share": row.share(),
+            "share": row.share,
         })
     }
 }
