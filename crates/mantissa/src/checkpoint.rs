@@ -139,11 +139,25 @@ impl Model {
             LogitRows::All => EngineOptions { outputs: engine.chunk, ..engine },
         };
         Ok(Generator {
-            engine: Engine::prepare(plan, &self.checkpoint, &*backend, &engine, progress)?,
+            engine: Engine::prepare(plan, &self.checkpoint, &*backend, &engine, progress)
+                .map_err(|error| self.with_file(error))?,
             tokenizer: self.tokenizer.clone(),
             recommended: recommended(self.checkpoint.generation_defaults()),
             checkpoint_end_ids: self.checkpoint.eos_token_ids().to_vec(),
         })
+    }
+
+    /// Adds the file to an error about one of its tensors.
+    fn with_file(&self, error: EngineError) -> Error {
+        let tensor = match &error {
+            EngineError::Prepare(prepare) => prepare.tensor(),
+            _ => None,
+        };
+        let found = tensor.and_then(|name| self.checkpoint.tensors().find(|tensor| tensor.name == name));
+        match found.map(|tensor| tensor.file.to_path_buf()) {
+            Some(file) => Error::Weights { file, error },
+            None => Error::Engine(error),
+        }
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Error {
     Cpu(#[from] CpuError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error("{}: {error}", file.display())]
+    Weights { file: PathBuf, error: EngineError },
     #[error(transparent)]
     Sampling(#[from] InvalidParam),
     #[error(transparent)]

@@ -123,3 +123,21 @@ fn a_path_to_nothing_says_what_a_model_is() {
     let error = Model::open("no/such/place").err().expect("an error");
     assert!(error.to_string().contains("no/such/place"), "{error}");
 }
+
+#[test]
+fn an_error_about_a_tensor_names_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(fixture("qwen2-f32").join(file), folder.path().join(file)).unwrap();
+    }
+    let weights = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    // Every number of the file becomes NaN; what is not finite is first missed in a norm or bias.
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[header..].fill(0xff);
+    std::fs::write(&weights, bytes).unwrap();
+    let options = Options { policy: Some("f32".parse().unwrap()), ..Options::default() };
+    let error = Model::open(folder.path()).unwrap().prepare(&options).err().unwrap().to_string();
+    assert!(error.starts_with(&format!("{}: tensor model.", weights.display())), "{error}");
+    assert!(error.ends_with("a norm or bias must be finite"), "{error}");
+}

@@ -160,6 +160,18 @@ pub enum PrepareError {
     Limit { what: &'static str, got: usize, wanted: String },
 }
 
+impl PrepareError {
+    /// The tensor that the error is about, where it is about one whose file it does not name.
+    pub fn tensor(&self) -> Option<&str> {
+        match self {
+            PrepareError::Shape { tensor, .. }
+            | PrepareError::NotFinite { tensor, .. }
+            | PrepareError::Overflow { tensor, .. } => Some(tensor),
+            PrepareError::Source(_) | PrepareError::OutOfMemory { .. } | PrepareError::Limit { .. } => None,
+        }
+    }
+}
+
 /// A run that could not be carried out; nothing was computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
