@@ -10,14 +10,14 @@ use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::program::{Program, WeightKind};
 use mantissa_ops::{Op, Plan, TensorSource, ValueId, WeightId};
 
-use crate::aligned::AlignedBuffer;
+use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::attention::AttentionWorkspace;
-use crate::cache::KvCache;
+use crate::cache::{CacheError, KvCache};
 use crate::isa::Tier;
 use crate::matmul::MatmulScratch;
 use crate::operands::Machine;
 use crate::pool::Pool;
-use crate::rope::RopeTables;
+use crate::rope::{RopeError, RopeTables};
 use crate::sdpa::sdpa_scratch;
 use crate::steps::Runner;
 use crate::values::{RunRows, Values, poisoned};
@@ -67,23 +67,12 @@ impl CpuSession {
         let mut report = LoadReport::default();
         let loader = Loader { pool: &pool, source, overflow: options.overflow, progress };
         let weights = Weights::load(&plan, &loader, &mut report)?;
-        let out_of_memory = |what: &str, error: &dyn std::fmt::Display| PrepareError::Limit {
-            what: "memory",
-            got: 0,
-            wanted: format!("enough for {what}: {error}"),
-        };
         let rope = match &plan.program.rope {
-            Some(spec) => Some(
-                RopeTables::new(spec, limits.context, &pool)
-                    .map_err(|error| out_of_memory("rope", &error))?,
-            ),
+            Some(spec) => Some(RopeTables::new(spec, limits.context, &pool).map_err(rope_error)?),
             None => None,
         };
         let cache = match plan.program.cache {
-            Some(spec) => Some(
-                KvCache::new(spec, plan.cache_format(), &limits)
-                    .map_err(|error| out_of_memory("the KV cache", &error))?,
-            ),
+            Some(spec) => Some(KvCache::new(spec, plan.cache_format(), &limits).map_err(cache_error)?),
             None => None,
         };
         let values = Values::new(&plan, &limits)?;
@@ -131,7 +120,7 @@ impl Scratch {
         let program = &plan.program;
         let (mut columns, mut floats, mut activations) = (0, 0, 0);
         let mut attention: Vec<(mantissa_ops::op::Heads, AttentionWorkspace)> = Vec::new();
-        let memory = |what: &str, error: crate::aligned::OutOfMemory| PrepareError::OutOfMemory {
+        let memory = |what: &str, error: OutOfMemory| PrepareError::OutOfMemory {
             what: what.to_owned(),
             bytes: error.bytes as u64,
         };
@@ -174,6 +163,26 @@ impl Scratch {
     fn bytes(&self) -> usize {
         let attention: usize = self.attention.iter().map(|(_, workspace)| workspace.bytes()).sum();
         self.matmul.bytes() + self.floats.len() + self.activations.len() + attention
+    }
+}
+
+fn rope_error(error: RopeError) -> PrepareError {
+    let what = "rotary tables";
+    match error {
+        RopeError::Memory(OutOfMemory { bytes }) => {
+            PrepareError::OutOfMemory { what: what.to_owned(), bytes: bytes as u64 }
+        }
+        other => PrepareError::Part { what, message: other.to_string() },
+    }
+}
+
+fn cache_error(error: CacheError) -> PrepareError {
+    let what = "KV cache";
+    match error {
+        CacheError::Memory(OutOfMemory { bytes }) => {
+            PrepareError::OutOfMemory { what: what.to_owned(), bytes: bytes as u64 }
+        }
+        other => PrepareError::Part { what, message: other.to_string() },
     }
 }
 

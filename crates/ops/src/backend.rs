@@ -158,6 +158,8 @@ pub enum PrepareError {
     OutOfMemory { what: String, bytes: u64 },
     #[error("{what} is {got}, but must be {wanted}")]
     Limit { what: &'static str, got: usize, wanted: String },
+    #[error("{what}: {message}")]
+    Part { what: &'static str, message: String },
 }
 
 impl PrepareError {
@@ -167,7 +169,10 @@ impl PrepareError {
             PrepareError::Shape { tensor, .. }
             | PrepareError::NotFinite { tensor, .. }
             | PrepareError::Overflow { tensor, .. } => Some(tensor),
-            PrepareError::Source(_) | PrepareError::OutOfMemory { .. } | PrepareError::Limit { .. } => None,
+            PrepareError::Source(_)
+            | PrepareError::OutOfMemory { .. }
+            | PrepareError::Limit { .. }
+            | PrepareError::Part { .. } => None,
         }
     }
 }
