@@ -1,0 +1,95 @@
+//! Ctrl-C, as the signal that a terminal sends.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use assert_cmd::cargo::CommandCargoExt;
+use common::fixture;
+use serde_json::{Value, json};
+
+/// Far beyond what this takes; where the signal is not heeded the test fails instead of waiting forever.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The Llama fixture with a context so long that no answer fills it before the signal arrives.
+fn patient_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = fixture("models/llama");
+    for name in ["generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(source.join(name), folder.path().join(name)).expect("a copy");
+    }
+    let text = std::fs::read(source.join("config.json")).expect("a configuration");
+    let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+    config["max_position_embeddings"] = json!(200_000);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).expect("a configuration");
+    folder
+}
+
+/// Starts a generation of nearly endless length.
+fn start(folder: &tempfile::TempDir) -> Child {
+    Command::cargo_bin("mantissa")
+        .expect("the binary")
+        .arg("run")
+        .arg(folder.path())
+        .args([
+            "-p",
+            "Tokens are numbers",
+            "--greedy",
+            "--ignore-eos",
+            "--max-tokens",
+            "199000",
+            "--no-stats",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a process")
+}
+
+fn interrupt(child: &Child) {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(sent.success());
+}
+
+/// Waits for the end while someone reads what the process writes.
+fn end_of(child: &mut Child) -> ExitStatus {
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait().expect("a state") {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("killed");
+    panic!("the process went on after Ctrl-C");
+}
+
+/// Everything that is still to come, read beside the waiting so that a full pipe stops nobody.
+fn rest_of(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).expect("readable");
+        bytes
+    })
+}
+
+#[test]
+fn ctrl_c_ends_an_answer_cleanly() {
+    let folder = patient_model();
+    let mut child = start(&folder);
+    let mut output = child.stdout.take().expect("a pipe");
+    let mut first = [0];
+    output.read_exact(&mut first).expect("some text before the signal");
+    interrupt(&child);
+    let (output, errors) = (rest_of(output), rest_of(child.stderr.take().expect("a pipe")));
+    assert_eq!(end_of(&mut child).code(), Some(130));
+    let text = [first.to_vec(), output.join().expect("read")].concat();
+    let text = String::from_utf8(text).expect("whole characters");
+    assert!(text.ends_with('\n'), "the shell's prompt starts on a line of its own");
+    let errors = String::from_utf8(errors.join().expect("read")).expect("text");
+    assert!(!errors.contains("panicked"), "{errors}");
+}
