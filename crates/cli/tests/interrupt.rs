@@ -1,14 +1,12 @@
 //! Ctrl-C, as the signal that a terminal sends.
 #![cfg(unix)]
 
-mod common;
-
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use assert_cmd::cargo::CommandCargoExt;
-use common::fixture;
 use serde_json::{Value, json};
 
 /// Far beyond what this takes; where the signal is not heeded the test fails instead of waiting forever.
@@ -17,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The Llama fixture with a context so long that no answer fills it before the signal arrives.
 fn patient_model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let source = fixture("models/llama");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/llama");
     for name in ["generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
         std::fs::copy(source.join(name), folder.path().join(name)).expect("a copy");
     }
