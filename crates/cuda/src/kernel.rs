@@ -1,0 +1,219 @@
+//! Kernels as typed data: an embedded source file, an entry point, and the aliases that specialise it.
+//!
+//! The source that NVRTC sees is `prelude.cuh`, then the alias block, then the family's file. Distinct names give
+//! distinct sources, and the same name always gives the same source.
+
+use std::fmt;
+
+use mantissa_numerics::Format;
+
+/// The formats and conversions that every kernel starts with.
+const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
+
+/// An embedded file of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "each variant is the file of its name")]
+pub enum SourceFile {
+    Attention,
+    Elementwise,
+    Embedding,
+    Norm,
+    ProductFma,
+    ProductMma,
+    Qkv,
+    Rope,
+    Sdpa,
+    Selftest,
+    Softmax,
+}
+
+impl SourceFile {
+    /// Every file.
+    pub const ALL: [SourceFile; 11] = [
+        SourceFile::Attention,
+        SourceFile::Elementwise,
+        SourceFile::Embedding,
+        SourceFile::Norm,
+        SourceFile::ProductFma,
+        SourceFile::ProductMma,
+        SourceFile::Qkv,
+        SourceFile::Rope,
+        SourceFile::Sdpa,
+        SourceFile::Selftest,
+        SourceFile::Softmax,
+    ];
+
+    /// The file's name without its extension.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SourceFile::Attention => "attention",
+            SourceFile::Elementwise => "elementwise",
+            SourceFile::Embedding => "embedding",
+            SourceFile::Norm => "norm",
+            SourceFile::ProductFma => "product_fma",
+            SourceFile::ProductMma => "product_mma",
+            SourceFile::Qkv => "qkv",
+            SourceFile::Rope => "rope",
+            SourceFile::Sdpa => "sdpa",
+            SourceFile::Selftest => "selftest",
+            SourceFile::Softmax => "softmax",
+        }
+    }
+
+    /// The file's text.
+    pub const fn text(self) -> &'static str {
+        match self {
+            SourceFile::Attention => include_str!("../kernels/attention.cu"),
+            SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
+            SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
+            SourceFile::Norm => include_str!("../kernels/norm.cu"),
+            SourceFile::ProductFma => include_str!("../kernels/product_fma.cu"),
+            SourceFile::ProductMma => include_str!("../kernels/product_mma.cu"),
+            SourceFile::Qkv => include_str!("../kernels/qkv.cu"),
+            SourceFile::Rope => include_str!("../kernels/rope.cu"),
+            SourceFile::Sdpa => include_str!("../kernels/sdpa.cu"),
+            SourceFile::Selftest => include_str!("../kernels/selftest.cu"),
+            SourceFile::Softmax => include_str!("../kernels/softmax.cu"),
+        }
+    }
+}
+
+/// What an alias stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AliasValue {
+    /// `using NAME = format;`
+    Format(Format),
+    /// `constexpr int NAME = n;`
+    Count(u32),
+}
+
+/// One line of the block that specialises a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Alias {
+    /// A C++ identifier.
+    pub name: &'static str,
+    /// What it stands for.
+    pub value: AliasValue,
+}
+
+impl Alias {
+    /// `using name = format;`
+    pub const fn format(name: &'static str, format: Format) -> Alias {
+        Alias { name, value: AliasValue::Format(format) }
+    }
+
+    /// `constexpr int name = count;`
+    pub const fn count(name: &'static str, count: u32) -> Alias {
+        Alias { name, value: AliasValue::Count(count) }
+    }
+}
+
+/// A format's name in the prelude.
+pub const fn device_type(format: Format) -> &'static str {
+    match format {
+        Format::F32 => "f32",
+        Format::F16 => "f16",
+        Format::Bf16 => "bf16",
+        Format::F8E4M3 => "e4m3",
+        Format::F8E5M2 => "e5m2",
+        Format::F4E2M1 => "e2m1",
+    }
+}
+
+/// A kernel: which function of which file, with which aliases.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KernelSpec {
+    /// The file.
+    pub file: SourceFile,
+    /// The `extern "C" __global__` function.
+    pub entry: &'static str,
+    /// The aliases, in the order of the block.
+    pub aliases: Vec<Alias>,
+}
+
+impl KernelSpec {
+    /// The text that NVRTC compiles.
+    pub fn source(&self) -> String {
+        let mut text = String::with_capacity(PRELUDE.len() + self.file.text().len() + 256);
+        text.push_str(PRELUDE);
+        text.push('\n');
+        for alias in &self.aliases {
+            let line = match alias.value {
+                AliasValue::Format(format) => format!("using {} = {};\n", alias.name, device_type(format)),
+                AliasValue::Count(count) => format!("constexpr int {} = {count};\n", alias.name),
+            };
+            text.push_str(&line);
+        }
+        text.push_str(self.file.text());
+        text
+    }
+}
+
+impl fmt::Display for KernelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}[", self.file.name(), self.entry)?;
+        for (index, alias) in self.aliases.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            match alias.value {
+                AliasValue::Format(format) => write!(f, "{comma}{}={}", alias.name, format.name())?,
+                AliasValue::Count(count) => write!(f, "{comma}{}={count}", alias.name)?,
+            }
+        }
+        f.write_str("]")
+    }
+}
+
+/// The shape of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(aliases: Vec<Alias>) -> KernelSpec {
+        KernelSpec { file: SourceFile::Norm, entry: "rms_norm", aliases }
+    }
+
+    #[test]
+    fn aliases_stand_between_prelude_and_kernel() {
+        let spec = spec(vec![Alias::format("A", Format::Bf16), Alias::count("ROWS", 8)]);
+        assert_eq!(spec.to_string(), "norm.rms_norm[A=bf16,ROWS=8]");
+        let source = spec.source();
+        assert!(source.starts_with(PRELUDE));
+        assert!(source.ends_with(SourceFile::Norm.text()));
+        assert!(source.contains("\nusing A = bf16;\nconstexpr int ROWS = 8;\n"));
+    }
+
+    #[test]
+    fn different_kernels_have_different_names() {
+        let formats = [Format::F32, Format::F16, Format::Bf16, Format::F8E4M3];
+        let mut names = std::collections::BTreeSet::new();
+        let mut count = 0;
+        for file in SourceFile::ALL {
+            for entry in ["a", "ab"] {
+                for first in formats {
+                    for rows in [1, 11] {
+                        for second in ["B", "BROWS"] {
+                            let aliases = vec![
+                                Alias::format("A", first),
+                                Alias::count(second, rows),
+                                Alias::count("ROWS", 1),
+                            ];
+                            names.insert(KernelSpec { file, entry, aliases }.to_string());
+                            count += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,15 @@
+//! The CUDA backend: every dense kernel family on NVIDIA GPUs, compiled at run time for the exact device.
+//!
+//! Nothing of CUDA is needed to build: the driver and NVRTC are looked for when a device is opened, and a machine
+//! without them gets an error that says what is missing.
+//!
+//! [`device`] owns the context, memory and the stream; [`kernel`] names kernels as typed data; [`compile`] turns a
+//! name into a cubin; [`families`] holds, for each kernel family, which kernel serves which shape, how it is launched
+//! and the arguments that it takes. The kernels are CUDA C++ under `kernels/`, each specialised by an alias block.
+
+pub mod device;
+mod error;
+pub mod families;
+pub mod kernel;
+
+pub use error::CudaError;
