@@ -98,6 +98,7 @@ impl Backend for CpuBackend {
         let compute = match contract.compute {
             Compute::Bf16Pairs => "bf16-pairs",
             Compute::F32Fma => "f32-fma",
+            Compute::MatrixUnits { .. } => "matrix-units",
             Compute::F64 => "f64",
             Compute::None => "copy",
         };

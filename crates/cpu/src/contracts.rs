@@ -6,6 +6,7 @@ use mantissa_numerics::contract::{
 };
 
 use crate::attention::SPAN;
+use crate::simd::LANES;
 
 /// Formats of weights and activations.
 const STORAGE: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
@@ -44,7 +45,7 @@ fn contract(query: ContractQuery, bf16_subnormals: Subnormals) -> OpContract {
     let (compute, order) = match query.family {
         Family::Embedding | Family::Residual => (Compute::None, Order::Elementwise),
         Family::Rope => (Compute::F32Fma, Order::Elementwise),
-        Family::RmsNorm | Family::Softmax => (Compute::F32Fma, Order::Lanes16),
+        Family::RmsNorm | Family::Softmax => (Compute::F32Fma, Order::Lanes { lanes: LANES, group: 1 }),
         Family::Sdpa => (Compute::F32Fma, Order::Ascending),
         Family::Attention => (Compute::F32Fma, Order::Spans { positions: SPAN }),
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits => {
@@ -66,7 +67,7 @@ fn contract(query: ContractQuery, bf16_subnormals: Subnormals) -> OpContract {
     };
     let subnormals = match compute {
         Compute::Bf16Pairs => bf16_subnormals,
-        Compute::F32Fma | Compute::F64 | Compute::None => Subnormals::Kept,
+        Compute::F32Fma | Compute::MatrixUnits { .. } | Compute::F64 | Compute::None => Subnormals::Kept,
     };
     OpContract { query, output, compute, rounding, order, subnormals }
 }

@@ -179,6 +179,12 @@ pub enum Compute {
     F32Fma,
     /// Pairs of bf16 products added to an f32 accumulator, as `vdpbf16ps` does.
     Bf16Pairs,
+    /// Matrix units of a GPU: this many exact products at a time are added to an f32 accumulator, all terms aligned to
+    /// the largest and cut off below it; see [`tolerance::matrix_unit_bound`](crate::tolerance::matrix_unit_bound).
+    MatrixUnits {
+        /// Products of one step.
+        depth: usize,
+    },
     /// Products and sums in f64, as the reference forms them.
     F64,
     /// No products: a copy or a sum.
@@ -205,8 +211,20 @@ pub enum Order {
     Elementwise,
     /// One chain over the reduced index, ascending.
     Ascending,
-    /// Sixteen interleaved chains (index modulo 16), then a fixed tree.
-    Lanes16,
+    /// Interleaved chains: chain `i` takes the indices `k` with `k / group % lanes == i`, ascending. Then a tree, where
+    /// each level adds the upper half of the chains to the lower half.
+    Lanes {
+        /// Chains, a power of two.
+        lanes: usize,
+        /// Neighbouring indices that belong to one chain.
+        group: usize,
+    },
+    /// The index is cut into segments; each is one chain from zero, ascending, and the segments' sums are added in
+    /// ascending order.
+    Segments {
+        /// Indices of a segment; the last one may have fewer.
+        length: usize,
+    },
     /// Attention: spans of absolute positions have a softmax of their own, and are merged in ascending order,
     /// scaled to the larger maximum.
     Spans {
@@ -256,6 +274,7 @@ impl fmt::Display for OpContract {
         let compute = match self.compute {
             Compute::F32Fma => "fma",
             Compute::Bf16Pairs => "bf16-pairs",
+            Compute::MatrixUnits { depth } => &format!("mma-k{depth}"),
             Compute::F64 => "f64",
             Compute::None => "copy",
         };
@@ -263,7 +282,9 @@ impl fmt::Display for OpContract {
         match self.order {
             Order::Elementwise => Ok(()),
             Order::Ascending => write!(f, " ascending"),
-            Order::Lanes16 => write!(f, " lanes16"),
+            Order::Lanes { lanes, group: 1 } => write!(f, " lanes{lanes}"),
+            Order::Lanes { lanes, group } => write!(f, " lanes{lanes}x{group}"),
+            Order::Segments { length } => write!(f, " segments{length}"),
             Order::Spans { positions } => write!(f, " spans{positions}"),
             Order::Library => write!(f, " library"),
         }?;

@@ -23,6 +23,19 @@ pub fn dot_bound(length: usize, accumulate: Format, abs_sum: f64) -> f64 {
     gamma(length, accumulate) * abs_sum + length as f64 * accumulate.min_subnormal() / 2.0
 }
 
+/// Bound on |computed - exact| of a chain of `steps` steps of a GPU's matrix unit with an f32 accumulator, where
+/// `abs_sum` is the exact sum of the magnitudes of all its products.
+///
+/// A step of 16 adds 17 terms, the accumulator among them: products are exact, terms are aligned to the largest and
+/// cut off at least one bit below its 24, and so is the sum (Fasi, Higham, Mikaitis and Pranesh, *Numerical behavior of
+/// NVIDIA tensor cores*, 2021). Each of 17 terms loses less than one unit of roundoff of the largest, the sum less than
+/// two: together less than 20 of what the step adds up, which no step's accumulator and products exceed.
+pub fn matrix_unit_bound(steps: usize, abs_sum: f64) -> f64 {
+    const LOST: f64 = 20.0;
+    let own = steps as f64 * LOST;
+    own * (Format::F32.unit_roundoff() * abs_sum + Format::F32.min_subnormal())
+}
+
 /// Bound on the error of rounding a value of the given magnitude once to nearest, unless it overflows.
 pub fn rounding_bound(format: Format, magnitude: f64) -> f64 {
     format.unit_roundoff() * magnitude.abs() + format.min_subnormal() / 2.0

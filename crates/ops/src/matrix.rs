@@ -57,7 +57,7 @@ pub enum Support {
         /// Storage of the result.
         output: Format,
         /// How products are formed.
-        compute: &'static str,
+        compute: String,
         /// Order of the sums.
         order: String,
         /// Where values are rounded.
@@ -121,15 +121,18 @@ pub fn matrix_of(name: &str, contracts: &[OpContract]) -> Vec<MatrixRow> {
 
 fn supported(contract: &OpContract) -> Support {
     let compute = match contract.compute {
-        Compute::F32Fma => "f32 fma",
-        Compute::Bf16Pairs => "bf16 pairs",
-        Compute::F64 => "f64",
-        Compute::None => "copy",
+        Compute::F32Fma => "f32 fma".to_owned(),
+        Compute::Bf16Pairs => "bf16 pairs".to_owned(),
+        Compute::MatrixUnits { depth } => format!("matrix units k{depth}"),
+        Compute::F64 => "f64".to_owned(),
+        Compute::None => "copy".to_owned(),
     };
     let order = match contract.order {
         Order::Elementwise => "elementwise".to_owned(),
         Order::Ascending => "ascending".to_owned(),
-        Order::Lanes16 => "lanes16".to_owned(),
+        Order::Lanes { lanes, group: 1 } => format!("lanes{lanes}"),
+        Order::Lanes { lanes, group } => format!("lanes{lanes}x{group}"),
+        Order::Segments { length } => format!("segments{length}"),
         Order::Spans { positions } => format!("spans{positions}"),
         Order::Library => "library".to_owned(),
     };
@@ -198,7 +201,7 @@ fn column_of(row: &MatrixRow) -> Option<String> {
 
 fn cell(support: &Support) -> String {
     let Support::Supported { compute, order, subnormals, .. } = support else { return "-".to_owned() };
-    let mut text = (*compute).to_owned();
+    let mut text = compute.clone();
     if order != "elementwise" {
         let _ = write!(text, ", {order}");
     }

@@ -322,7 +322,13 @@ fn changing_bits_are_found() {
 #[test]
 fn an_order_that_was_not_kept_is_found() {
     // Claims the order of an f32 chain, which sums in f64 do not have.
-    for (family, order) in [(Family::Matmul, Order::Ascending), (Family::RmsNorm, Order::Lanes16)] {
+    let orders = [
+        (Family::Matmul, Order::Ascending),
+        (Family::Matmul, Order::Lanes { lanes: 32, group: 4 }),
+        (Family::Matmul, Order::Segments { length: 128 }),
+        (Family::RmsNorm, Order::Lanes { lanes: 16, group: 1 }),
+    ];
+    for (family, order) in orders {
         let mut backend = Broken::new(Fault::LastBit);
         backend.contracts.retain(|contract| contract.query.family == family);
         for contract in &mut backend.contracts {

@@ -8,7 +8,7 @@ use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session,
 };
 use mantissa_ops::reference::Rounding;
-use mantissa_ops::reference::number::{Number, cache_scale, round_to};
+use mantissa_ops::reference::number::{Number, Products, cache_scale, round_to};
 use mantissa_ops::{Op, Plan, Program, ReferenceBackend, ShapeClass, TensorSource};
 
 /// f32 arithmetic; sums are one chain of fused multiply-adds.
@@ -68,7 +68,7 @@ impl Number for Single {
         if self.0.is_nan() || other.0.is_nan() { Single(f32::NAN) } else { Single(self.0.max(other.0)) }
     }
 
-    fn dot(terms: impl Iterator<Item = (Self, Self)>, _subnormals: Subnormals) -> Self {
+    fn dot(terms: impl Iterator<Item = (Self, Self)>, _products: Products) -> Self {
         Single(terms.fold(0.0, |sum, (left, right)| left.0.mul_add(right.0, sum)))
     }
 

@@ -1,4 +1,5 @@
-//! Results whose bits follow from the contract: plain products in ascending order, RMSNorm in sixteen lanes, sums.
+//! Results whose bits follow from the contract: plain products and RMSNorm in the order
+//! stated, sums.
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{Compute, Order};
@@ -9,7 +10,7 @@ use crate::backend::{LoadReport, OverflowRule};
 use crate::load::load_weight;
 use crate::op::{Logits, Matmul, Op, Residual, RmsNorm};
 use crate::program::{ValueId, WeightId};
-use crate::reference::as_contract::{dot_ascending, rms_norm_lanes16};
+use crate::reference::as_contract::{Lanes, dot_ascending, dot_lanes, dot_segments, rms_norm_lanes};
 use crate::reference::number::round_to;
 
 /// Results of a run with all their numbers, where the contract of a case's only step determines every bit.
@@ -18,11 +19,23 @@ pub(super) fn expected(setting: &Setting, case: &Case, run: &Run) -> Option<Vec<
     let contract = &setting.contract;
     let known = Known { setting, case, run };
     match (&step.op, contract.compute, contract.order) {
-        (Op::Matmul(op), Compute::F32Fma, Order::Ascending) => known.matmul(op),
-        (Op::Logits(op), Compute::F32Fma, Order::Ascending) => known.logits(op),
-        (Op::RmsNorm(op), Compute::F32Fma, Order::Lanes16) => known.rms_norm(op),
+        (Op::Matmul(op), Compute::F32Fma, order) => known.matmul(op, order),
+        (Op::Logits(op), Compute::F32Fma, order) => known.logits(op, order),
+        (Op::RmsNorm(op), Compute::F32Fma, Order::Lanes { lanes, group }) => {
+            known.rms_norm(op, Lanes { lanes, group })
+        }
         (Op::Residual(op), Compute::None, Order::Elementwise) => known.residual(op),
         _ => None,
+    }
+}
+
+/// A sum of products in an order that is stated, or nothing.
+fn dot(left: &[f32], right: &[f32], order: Order) -> Option<f32> {
+    match order {
+        Order::Ascending => Some(dot_ascending(left, right)),
+        Order::Lanes { lanes, group } => Some(dot_lanes(left, right, Lanes { lanes, group })),
+        Order::Segments { length } => Some(dot_segments(left, right, length)),
+        Order::Elementwise | Order::Spans { .. } | Order::Library => None,
     }
 }
 
@@ -60,23 +73,23 @@ impl Known<'_> {
     }
 
     /// Plain products only: the order of bias, alpha and residual is not part of the contract.
-    fn matmul(&self, op: &Matmul) -> Option<Vec<(ValueId, Vec<f32>)>> {
+    fn matmul(&self, op: &Matmul, order: Order) -> Option<Vec<(ValueId, Vec<f32>)>> {
         if op.bias.is_some() || op.residual.is_some() || op.alpha != 1.0 {
             return None;
         }
         let (rows, weight) = (self.rows(op.input)?, self.weight(op.weight)?);
-        let products = rows.iter().flat_map(|row| weight.iter().map(|weight| dot_ascending(weight, row)));
-        Some(vec![self.stored(op.out, products)])
+        let products = rows.iter().flat_map(|row| weight.iter().map(|weight| dot(weight, row, order)));
+        Some(vec![self.stored(op.out, products.collect::<Option<Row>>()?)])
     }
 
-    fn logits(&self, op: &Logits) -> Option<Vec<(ValueId, Vec<f32>)>> {
+    fn logits(&self, op: &Logits, order: Order) -> Option<Vec<(ValueId, Vec<f32>)>> {
         let (rows, weight) = (self.rows(op.input)?, self.weight(op.weight)?);
         let wanted = self.run.outputs.iter().map(|&row| &rows[row as usize]);
-        let products = wanted.flat_map(|row| weight.iter().map(|weight| dot_ascending(weight, row)));
-        Some(vec![self.stored(op.out, products)])
+        let products = wanted.flat_map(|row| weight.iter().map(|weight| dot(weight, row, order)));
+        Some(vec![self.stored(op.out, products.collect::<Option<Row>>()?)])
     }
 
-    fn rms_norm(&self, op: &RmsNorm) -> Option<Vec<(ValueId, Vec<f32>)>> {
+    fn rms_norm(&self, op: &RmsNorm, lanes: Lanes) -> Option<Vec<(ValueId, Vec<f32>)>> {
         let mut rows = self.rows(op.input)?;
         let mut known = Vec::new();
         if let Some(residual) = op.residual {
@@ -86,7 +99,7 @@ impl Known<'_> {
             known.push(self.stored(residual, rows.iter().flatten().copied()));
         }
         let weight: Row = self.weight(op.weight)?.into_iter().flatten().collect();
-        let normalised = rows.iter().flat_map(|row| rms_norm_lanes16(row, &weight, op.eps));
+        let normalised = rows.iter().flat_map(|row| rms_norm_lanes(row, &weight, op.eps, lanes));
         known.push(self.stored(op.out, normalised));
         Some(known)
     }

@@ -7,27 +7,46 @@ pub fn dot_ascending(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).fold(0.0, |sum, (&left, &right)| left.mul_add(right, sum))
 }
 
-/// The sum of squares as [`Order::Lanes16`](mantissa_numerics::contract::Order::Lanes16) forms it: chain `i` takes
-/// the elements whose index is `i` modulo 16, by fused multiply-add; then the chains are summed as a tree, where
-/// each level adds the upper half to the lower.
-pub fn sum_of_squares_lanes16(x: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; 16];
-    for (index, &x) in x.iter().enumerate() {
-        lanes[index % 16] = x.mul_add(x, lanes[index % 16]);
+/// `sum_k left[k] * right[k]` as [`Order::Segments`](mantissa_numerics::contract::Order::Segments) with
+/// [`Compute::F32Fma`](mantissa_numerics::contract::Compute::F32Fma) forms it: [`dot_ascending`] of each segment, the
+/// results added in ascending order.
+pub fn dot_segments(left: &[f32], right: &[f32], length: usize) -> f32 {
+    let segments = left.chunks(length).zip(right.chunks(length));
+    segments.map(|(left, right)| dot_ascending(left, right)).fold(0.0, |sum, segment| sum + segment)
+}
+
+/// `sum_k left[k] * right[k]` as [`Order::Lanes`](mantissa_numerics::contract::Order::Lanes) with
+/// [`Compute::F32Fma`](mantissa_numerics::contract::Compute::F32Fma) forms it: chains of fused multiply-adds from zero,
+/// then a tree, where each level adds the upper half of the chains to the lower.
+pub fn dot_lanes(left: &[f32], right: &[f32], shape: Lanes) -> f32 {
+    let mut lanes = vec![0.0_f32; shape.lanes];
+    for (index, (left, &right)) in left.iter().zip(right).enumerate() {
+        let lane = &mut lanes[index / shape.group % shape.lanes];
+        *lane = left.mul_add(right, *lane);
     }
-    for half in [8, 4, 2, 1] {
+    let mut half = shape.lanes / 2;
+    while half > 0 {
         for lane in 0..half {
             lanes[lane] += lanes[lane + half];
         }
+        half /= 2;
     }
     lanes[0]
 }
 
+/// The numbers of [`Order::Lanes`](mantissa_numerics::contract::Order::Lanes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lanes {
+    /// Chains, a power of two.
+    pub lanes: usize,
+    /// Neighbouring indices of one chain.
+    pub group: usize,
+}
+
 /// One row of RMSNorm as its contract forms it, before the rounding to storage:
-/// `(x * (1 / sqrt(sum / n + eps))) * weight`, every operation rounded to f32, the sum by
-/// [`sum_of_squares_lanes16`].
-pub fn rms_norm_lanes16(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mean = sum_of_squares_lanes16(x) / x.len() as f32;
+/// `(x * (1 / sqrt(sum / n + eps))) * weight`, every operation rounded to f32, the sum by [`dot_lanes`].
+pub fn rms_norm_lanes(x: &[f32], weight: &[f32], eps: f32, lanes: Lanes) -> Vec<f32> {
+    let mean = dot_lanes(x, x, lanes) / x.len() as f32;
     let inverse = 1.0 / (mean + eps).sqrt();
     x.iter().zip(weight).map(|(x, weight)| (x * inverse) * weight).collect()
 }
@@ -35,6 +54,8 @@ pub fn rms_norm_lanes16(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SIXTEEN: Lanes = Lanes { lanes: 16, group: 1 };
 
     #[test]
     fn orders_are_those_of_the_contracts() {
@@ -49,12 +70,19 @@ mod tests {
         // 4096^2 = 2^24 sits in chain 0; the other fifteen chains are added before they meet it, chain 8 excepted.
         let mut squares = vec![4096.0_f32];
         squares.extend([1.0; 15]);
-        assert_eq!(sum_of_squares_lanes16(&squares), 16_777_230.0);
+        assert_eq!(dot_lanes(&squares, &squares, SIXTEEN), 16_777_230.0);
+        // In groups of two, 2^24 shares its chain with a one that it swallows.
+        assert_eq!(dot_lanes(&squares, &squares, Lanes { lanes: 8, group: 2 }), 16_777_230.0);
+        assert_eq!(dot_lanes(&squares, &squares, Lanes { lanes: 1, group: 1 }), 16_777_216.0);
+
+        // The first segment swallows its ones, the second keeps its own.
+        let terms: Vec<f32> = squares.iter().map(|x| x * x).collect();
+        assert_eq!(dot_segments(&terms, &ones, 8), 16_777_224.0);
     }
 
     #[test]
     fn a_constant_row_is_normalised_to_its_weights() {
-        let normalised = rms_norm_lanes16(&[2.0; 48], &[0.5; 48], 0.0);
+        let normalised = rms_norm_lanes(&[2.0; 48], &[0.5; 48], 0.0, SIXTEEN);
         assert_eq!(normalised, [0.5; 48]);
     }
 }

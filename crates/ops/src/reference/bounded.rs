@@ -8,7 +8,7 @@ use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, Subnormals};
 use mantissa_numerics::tolerance;
 
-use super::number::{Number, cache_scale, max_or_nan, round_to, silu};
+use super::number::{Number, Products, Unit, cache_scale, max_or_nan, round_to, silu};
 
 /// A number as f64 arithmetic with the contract's rounding points gives it, and the interval of what a kernel may
 /// hold in its place.
@@ -123,9 +123,10 @@ impl Number for Bounded {
         Bounded::around(max_or_nan(self.value, other.value), self.radius().max(other.radius()))
     }
 
-    fn dot(terms: impl Iterator<Item = (Bounded, Bounded)>, subnormals: Subnormals) -> Bounded {
+    fn dot(terms: impl Iterator<Item = (Bounded, Bounded)>, products: Products) -> Bounded {
         let tiny = Format::F32.min_normal();
         let (mut value, mut magnitude, mut carried, mut length) = (0.0, 0.0, 0.0, 0_usize);
+        let mut chains = Chains::default();
         for (left, right) in terms {
             let product = left.value * right.value;
             let error = product_error(left, right);
@@ -133,18 +134,23 @@ impl Number for Bounded {
             magnitude += product.abs() + error;
             carried += error;
             length += 1;
-            if subnormals == Subnormals::FlushedInProducts {
+            chains.add(products.unit, product.abs() + error);
+            if products.subnormals == Subnormals::FlushedInProducts {
                 let flushed = left.value.abs() < tiny || right.value.abs() < tiny;
                 carried += if flushed { product.abs() } else { 0.0 };
                 // The product and the sum so far may each be flushed.
                 carried += 2.0 * tiny;
             }
         }
-        Bounded::around(value, carried + tolerance::dot_bound(length, Format::F32, magnitude))
+        let own = match products.unit {
+            Unit::F32 => tolerance::dot_bound(length, Format::F32, magnitude),
+            Unit::Matrix { depth, .. } => chains.bound(depth),
+        };
+        Bounded::around(value, carried + own)
     }
 
     fn sum(terms: impl Iterator<Item = Bounded>) -> Bounded {
-        Bounded::dot(terms.map(|term| (term, Bounded::exact(1.0))), Subnormals::Kept)
+        Bounded::dot(terms.map(|term| (term, Bounded::exact(1.0))), Products::F32)
     }
 
     fn rescaled(self, times: usize) -> Bounded {
@@ -168,6 +174,36 @@ impl Number for Bounded {
         for number in vector {
             *number = scale.stored(*number, cache.format);
         }
+    }
+}
+
+/// The chains of a matrix unit that a sum of products consists of, and the f32 additions that join them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Chains {
+    /// Products of the chain that is being added up, and the sum of their magnitudes.
+    length: usize,
+    magnitude: f64,
+    /// The same of all chains before it.
+    joined: f64,
+    own: f64,
+}
+
+impl Chains {
+    fn add(&mut self, unit: Unit, magnitude: f64) {
+        let Unit::Matrix { depth, chain } = unit else { return };
+        if self.length == chain {
+            self.own = self.bound(depth);
+            self.joined += self.magnitude;
+            (self.length, self.magnitude) = (0, 0.0);
+        }
+        self.length += 1;
+        self.magnitude += magnitude;
+    }
+
+    /// Error of everything added so far, the current chain joined to those before it.
+    fn bound(&self, depth: usize) -> f64 {
+        let own = self.own + tolerance::matrix_unit_bound(self.length.div_ceil(depth), self.magnitude);
+        own + rounding(self.joined + self.magnitude + own)
     }
 }
 
@@ -238,7 +274,7 @@ mod tests {
         }
         let number = |x: &f32| Bounded::exact(f64::from(*x));
         let terms = || left.iter().map(number).zip(right.iter().map(number));
-        let dot = Bounded::dot(terms(), Subnormals::Kept);
+        let dot = Bounded::dot(terms(), Products::F32);
         let chain = left.iter().zip(&right).fold(0.0_f32, |sum, (a, b)| a.mul_add(*b, sum));
         holds(dot, chain);
         let narrow = left
@@ -249,6 +285,37 @@ mod tests {
         assert!(!(low..=high).contains(&narrow));
         holds(dot.silu(), chain / (1.0 + (-chain).exp()));
         holds(dot.exp().sqrt().div(number(&3.0)), chain.exp().sqrt() / 3.0);
+    }
+
+    /// A step of a matrix unit: exact products, all terms cut off 25 bits below the largest, the sum at 24.
+    fn matrix_step(accumulator: f32, terms: &[(f32, f32)]) -> f32 {
+        let mut all: Vec<f64> = terms.iter().map(|(a, b)| f64::from(*a) * f64::from(*b)).collect();
+        all.push(f64::from(accumulator));
+        let largest = all.iter().fold(0.0_f64, |largest, term| largest.max(term.abs()));
+        let cut = |value: f64, bits: i32, magnitude: f64| {
+            let unit = 2.0_f64.powi(magnitude.log2().floor() as i32 + 1 - bits);
+            (value / unit).trunc() * unit
+        };
+        let sum: f64 = all.iter().map(|&term| cut(term, 25, largest)).sum();
+        cut(sum, 24, sum.abs()) as f32
+    }
+
+    #[test]
+    fn matrix_units_stay_inside_their_bound() {
+        let unit = Unit::Matrix { depth: 16, chain: 512 };
+        let products = Products { unit, subnormals: Subnormals::Kept };
+        // Cutting off always errs to the same side where all terms are positive.
+        let positive = |i: u32, k: f64| round_to(0.5 + (f64::from(i) * k).sin().abs(), Format::Bf16) as f32;
+        let pairs: Vec<(f32, f32)> = (0..1300).map(|i| (positive(i, 0.37), positive(i, 0.91))).collect();
+        let chain = |pairs: &[(f32, f32)]| pairs.chunks(16).fold(0.0, matrix_step);
+        let computed = pairs.chunks(512).map(chain).fold(0.0_f32, |sum, segment| sum + segment);
+        let number = |x: f32| Bounded::exact(f64::from(x));
+        let terms = || pairs.iter().map(|&(a, b)| (number(a), number(b)));
+        holds(Bounded::dot(terms(), products), computed);
+        // Short chains: the bound is below that of one chain of roundings.
+        let by_units = Bounded::dot(terms(), products).radius();
+        let by_f32 = Bounded::dot(terms(), Products::F32).radius();
+        assert!(by_units < by_f32, "{by_units} {by_f32}");
     }
 
     #[test]

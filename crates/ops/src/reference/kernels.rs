@@ -1,9 +1,9 @@
 //! Every op, as its definition reads.
 
-use mantissa_numerics::contract::{OpContract, Order, RoundingPoint, Subnormals};
+use mantissa_numerics::contract::{OpContract, Order, RoundingPoint};
 
 use super::cache::{Side, Slot};
-use super::number::Number;
+use super::number::{Number, Products};
 use super::session::ReferenceSession;
 use crate::batch::{Batch, SequenceRows};
 use crate::op::{
@@ -30,13 +30,13 @@ fn softmax<N: Number>(scores: &[N], rescales: usize) -> SoftmaxRow<N> {
 /// Sum of the positions' vectors, weighted by softmax of `scale * query . key`.
 fn attend<N: Number>(query: &[N], keys: &[&[N]], values: &[&[N]], scale: f32, how: Reduction) -> Vec<N> {
     let scale = N::exact(f64::from(scale));
-    let score = |key: &&[N]| dot(query, key, how.subnormals).mul(scale);
+    let score = |key: &&[N]| dot(query, key, how.products).mul(scale);
     let scores: Vec<N> = keys.iter().map(score).collect();
     let row = softmax(&scores, how.rescales);
     (0..query.len())
         .map(|dim| {
             let terms = row.weights.iter().zip(values).map(|(&weight, value)| (weight, value[dim]));
-            N::dot(terms, how.subnormals).mul(row.inverse_sum)
+            N::dot(terms, how.products).mul(row.inverse_sum)
         })
         .collect()
 }
@@ -44,7 +44,7 @@ fn attend<N: Number>(query: &[N], keys: &[&[N]], values: &[&[N]], scale: f32, ho
 /// How a kernel reduces over positions.
 #[derive(Clone, Copy)]
 struct Reduction {
-    subnormals: Subnormals,
+    products: Products,
     rescales: usize,
 }
 
@@ -57,19 +57,19 @@ impl Reduction {
                 touched(BLOCK) + 2 * touched(positions.max(1))
             }
             Order::Library => last - first + 1,
-            Order::Elementwise | Order::Ascending | Order::Lanes16 => 0,
+            Order::Elementwise | Order::Ascending | Order::Lanes { .. } | Order::Segments { .. } => 0,
         };
-        Reduction { subnormals: contract.subnormals, rescales }
+        Reduction { products: Products::of(contract), rescales }
     }
 }
 
-fn dot<N: Number>(left: &[N], right: &[N], subnormals: Subnormals) -> N {
-    N::dot(left.iter().copied().zip(right.iter().copied()), subnormals)
+fn dot<N: Number>(left: &[N], right: &[N], products: Products) -> N {
+    N::dot(left.iter().copied().zip(right.iter().copied()), products)
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, unrounded.
 fn rms_norm<N: Number>(x: &[N], weight: &[f32], eps: f32) -> Vec<N> {
-    let squares = dot(x, x, Subnormals::Kept);
+    let squares = dot(x, x, Products::F32);
     let mean = squares.div(N::exact(x.len() as f64));
     let inverse = N::exact(1.0).div(mean.add(N::exact(f64::from(eps))).sqrt());
     x.iter().zip(weight).map(|(x, &weight)| x.mul(inverse).mul(N::exact(f64::from(weight)))).collect()
@@ -114,9 +114,9 @@ impl<N: Number> ReferenceSession<N> {
     }
 
     /// Products of `input` with every row of a weight.
-    fn product(&self, input: &[N], weight: WeightId, subnormals: Subnormals) -> Vec<N> {
+    fn product(&self, input: &[N], weight: WeightId, products: Products) -> Vec<N> {
         (0..self.plan_ref().program.weight(weight).rows)
-            .map(|row| N::dot(self.weight_row(weight, row).zip(input.iter().copied()), subnormals))
+            .map(|row| N::dot(self.weight_row(weight, row).zip(input.iter().copied()), products))
             .collect()
     }
 
@@ -190,7 +190,7 @@ impl<N: Number> ReferenceSession<N> {
 
     fn matmul(&mut self, op: &Matmul, contract: &OpContract, batch: &Batch<'_>) {
         for row in 0..batch.rows() {
-            let mut out = self.product(self.row(op.input, row), op.weight, contract.subnormals);
+            let mut out = self.product(self.row(op.input, row), op.weight, Products::of(contract));
             if op.alpha != 1.0 {
                 let alpha = N::exact(f64::from(op.alpha));
                 out.iter_mut().for_each(|number| *number = number.mul(alpha));
@@ -215,7 +215,7 @@ impl<N: Number> ReferenceSession<N> {
         let Heads { query, key_value, dim } = op.heads;
         let page_size = self.limits_ref().page_size;
         for (row, sequence) in rows_of(batch) {
-            let mut out = self.product(self.row(op.input, row), op.weight, contract.subnormals);
+            let mut out = self.product(self.row(op.input, row), op.weight, Products::of(contract));
             self.add_bias(&mut out, op.bias);
             for (index, head) in out.chunks_exact_mut(dim).take(query + key_value).enumerate() {
                 if let Some(norms) = op.head_norms {
@@ -278,27 +278,27 @@ impl<N: Number> ReferenceSession<N> {
         out
     }
 
-    fn gated(&self, input: &[N], weight: WeightId, subnormals: Subnormals) -> Vec<N> {
-        let both = self.product(input, weight, subnormals);
+    fn gated(&self, input: &[N], weight: WeightId, products: Products) -> Vec<N> {
+        let both = self.product(input, weight, products);
         let (gates, ups) = both.split_at(both.len() / 2);
         gates.iter().zip(ups).map(|(gate, &up)| gate.silu().mul(up)).collect()
     }
 
     fn swiglu(&mut self, op: &SwiGlu, contract: &OpContract, batch: &Batch<'_>) {
         for row in 0..batch.rows() {
-            let out = self.gated(self.row(op.input, row), op.weight, contract.subnormals);
+            let out = self.gated(self.row(op.input, row), op.weight, Products::of(contract));
             self.store(op.out, row, &out);
         }
     }
 
     fn ffn(&mut self, op: &Ffn, contract: &OpContract, batch: &Batch<'_>) {
         for row in 0..batch.rows() {
-            let mut intermediate = self.gated(self.row(op.input, row), op.gate_up, contract.subnormals);
+            let mut intermediate = self.gated(self.row(op.input, row), op.gate_up, Products::of(contract));
             if contract.rounding.contains(&RoundingPoint::Intermediate) {
                 let format = contract.query.activations;
                 intermediate.iter_mut().for_each(|number| *number = number.round(format));
             }
-            let mut out = self.product(&intermediate, op.down, contract.subnormals);
+            let mut out = self.product(&intermediate, op.down, Products::of(contract));
             if let Some(residual) = op.residual {
                 out = sum(&out, self.row(residual, row));
             }
@@ -315,7 +315,7 @@ impl<N: Number> ReferenceSession<N> {
 
     fn logits_of(&mut self, op: &Logits, contract: &OpContract, batch: &Batch<'_>) {
         for (index, &row) in batch.outputs.iter().enumerate() {
-            let out = self.product(self.row(op.input, row as usize), op.weight, contract.subnormals);
+            let out = self.product(self.row(op.input, row as usize), op.weight, Products::of(contract));
             self.store(op.out, index, &out);
         }
     }

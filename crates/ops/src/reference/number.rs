@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use mantissa_numerics::Format;
-use mantissa_numerics::contract::{CacheFormat, Subnormals};
+use mantissa_numerics::contract::{CacheFormat, Compute, OpContract, Order, Subnormals};
 use mantissa_numerics::convert::{self, Overflow};
 
 pub use super::bounded::Bounded;
@@ -52,8 +52,8 @@ pub trait Number: Copy + Debug + Send + Sync + 'static {
     fn silu(self) -> Self;
     /// The larger one; NaN if either is.
     fn max(self, other: Self) -> Self;
-    /// The sum of the products, in any order; `subnormals` says what happens to tiny ones.
-    fn dot(terms: impl Iterator<Item = (Self, Self)>, subnormals: Subnormals) -> Self;
+    /// The sum of the products, in any order; `products` says how they are formed.
+    fn dot(terms: impl Iterator<Item = (Self, Self)>, products: Products) -> Self;
     /// The sum, in any order.
     fn sum(terms: impl Iterator<Item = Self>) -> Self;
     /// A weight of an online softmax that was corrected `times` times for a new maximum.
@@ -62,6 +62,46 @@ pub trait Number: Copy + Debug + Send + Sync + 'static {
     fn round(self, format: Format) -> Self;
     /// One head's vector as the cache returns it: rounded to its format, with one stored scale for 8-bit formats.
     fn through_cache(vector: &mut [Self], cache: CacheFormat);
+}
+
+/// What the error of a sum of products depends on beside its terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Products {
+    /// Who forms them.
+    pub unit: Unit,
+    /// What happens to tiny operands and results.
+    pub subnormals: Subnormals,
+}
+
+/// Who forms products and sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// f32 arithmetic: each product and sum rounded at most once, in any order.
+    F32,
+    /// A matrix unit; the results of chains are added in f32.
+    Matrix {
+        /// Products of one step.
+        depth: usize,
+        /// Products of one chain.
+        chain: usize,
+    },
+}
+
+impl Products {
+    /// f32 arithmetic that keeps subnormals.
+    pub const F32: Products = Products { unit: Unit::F32, subnormals: Subnormals::Kept };
+
+    /// What a contract says.
+    pub fn of(contract: &OpContract) -> Products {
+        let unit = match (contract.compute, contract.order) {
+            (Compute::MatrixUnits { depth }, Order::Segments { length }) => {
+                Unit::Matrix { depth, chain: length }
+            }
+            (Compute::MatrixUnits { depth }, _) => Unit::Matrix { depth, chain: usize::MAX },
+            _ => Unit::F32,
+        };
+        Products { unit, subnormals: contract.subnormals }
+    }
 }
 
 /// What happens to a number of [`Plain`] where a contract rounds.
@@ -189,7 +229,7 @@ impl<R: Rule> Number for Plain<R> {
         Plain::new(max_or_nan(self.0, other.0))
     }
 
-    fn dot(terms: impl Iterator<Item = (Self, Self)>, _subnormals: Subnormals) -> Self {
+    fn dot(terms: impl Iterator<Item = (Self, Self)>, _products: Products) -> Self {
         Plain::new(terms.map(|(left, right)| left.0 * right.0).sum())
     }
 

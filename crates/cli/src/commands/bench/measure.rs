@@ -194,7 +194,7 @@ impl Ceiling {
     fn multiply(&self, compute: Compute) -> f64 {
         match compute {
             Compute::Bf16Pairs => self.bf16_pairs.median,
-            Compute::F32Fma | Compute::F64 | Compute::None => self.f32_fma.median,
+            Compute::F32Fma | Compute::MatrixUnits { .. } | Compute::F64 | Compute::None => self.f32_fma.median,
         }
     }
 }
