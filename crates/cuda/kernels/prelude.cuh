@@ -317,7 +317,7 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // ---------------------------------------------------------------------------------------------------- reductions
 
-constexpr u32 FULL_WARP = 0xffffffff;
+[[maybe_unused]] constexpr u32 FULL_WARP = 0xffffffff;
 
 // Sum over neighbouring groups of WIDTH lanes: lanes i and i + WIDTH / 2, then i + WIDTH / 4, and so on. Every lane
 // gets the same bits.

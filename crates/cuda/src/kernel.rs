@@ -14,7 +14,9 @@ const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "each variant is the file of its name")]
 pub enum SourceFile {
-    Attention,
+    AttentionDecode,
+    AttentionMerge,
+    AttentionPrefill,
     Elementwise,
     Embedding,
     Norm,
@@ -29,8 +31,10 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 11] = [
-        SourceFile::Attention,
+    pub const ALL: [SourceFile; 13] = [
+        SourceFile::AttentionDecode,
+        SourceFile::AttentionMerge,
+        SourceFile::AttentionPrefill,
         SourceFile::Elementwise,
         SourceFile::Embedding,
         SourceFile::Norm,
@@ -46,7 +50,9 @@ impl SourceFile {
     /// The file's name without its extension.
     pub const fn name(self) -> &'static str {
         match self {
-            SourceFile::Attention => "attention",
+            SourceFile::AttentionDecode => "attention_decode",
+            SourceFile::AttentionMerge => "attention_merge",
+            SourceFile::AttentionPrefill => "attention_prefill",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
             SourceFile::Norm => "norm",
@@ -63,13 +69,23 @@ impl SourceFile {
     /// The file's text.
     pub const fn text(self) -> &'static str {
         match self {
-            SourceFile::Attention => include_str!("../kernels/attention.cu"),
+            SourceFile::AttentionDecode => {
+                concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_decode.cu"))
+            }
+            SourceFile::AttentionMerge => {
+                concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_merge.cu"))
+            }
+            SourceFile::AttentionPrefill => {
+                concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_prefill.cu"))
+            }
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
             SourceFile::Norm => include_str!("../kernels/norm.cu"),
             SourceFile::ProductFma => include_str!("../kernels/product_fma.cu"),
             SourceFile::ProductMma => include_str!("../kernels/product_mma.cu"),
-            SourceFile::Qkv => include_str!("../kernels/qkv.cu"),
+            SourceFile::Qkv => {
+                concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/qkv.cu"))
+            }
             SourceFile::Rope => include_str!("../kernels/rope.cu"),
             SourceFile::Sdpa => include_str!("../kernels/sdpa.cu"),
             SourceFile::Selftest => include_str!("../kernels/selftest.cu"),
