@@ -28,7 +28,9 @@ pub enum CudaError {
     Symbol { library: String, name: &'static str, message: String },
     #[error("out of device memory: {what} needs {asked} bytes, and {free} of {total} are free")]
     OutOfMemory { what: String, asked: u64, free: u64, total: u64 },
-    #[error("the device is lost ({during}: {message}); restart the program, and look at the system's log if it recurs")]
+    #[error(
+        "the device is lost ({during}: {message}); restart the program, and look at the system's log if it recurs"
+    )]
     DeviceLost { during: &'static str, message: String },
     #[error("{during}: {message}")]
     Driver { during: &'static str, message: String },

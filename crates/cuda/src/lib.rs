@@ -7,9 +7,13 @@
 //! name into a cubin; [`families`] holds, for each kernel family, which kernel serves which shape, how it is launched
 //! and the arguments that it takes. The kernels are CUDA C++ under `kernels/`, each specialised by an alias block.
 
+pub mod compile;
 pub mod device;
 mod error;
 pub mod families;
 pub mod kernel;
+pub mod kernel_cache;
+mod memory;
+mod stream;
 
 pub use error::CudaError;

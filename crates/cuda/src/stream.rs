@@ -1,0 +1,208 @@
+//! The stream: launches and copies, in the order in which they were asked for.
+
+use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use cudarc::driver::sys;
+
+use crate::device::{Context, Device, Kernel, driver_error};
+use crate::error::CudaError;
+use crate::kernel::Launch;
+use crate::memory::{DeviceBuffer, HostBuffer};
+
+/// The one stream of a session.
+///
+/// Every method binds nothing: the device's context must be current on the calling thread, which
+/// [`Device::bind`] sees to.
+#[derive(Debug)]
+pub struct Stream {
+    stream: sys::CUstream,
+    context: Arc<Context>,
+}
+
+// SAFETY: a stream's handle may be used from any thread in whose context it lives.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Device {
+    /// A new stream.
+    ///
+    /// # Errors
+    /// Where the device is lost.
+    pub fn stream(&self) -> Result<Stream, CudaError> {
+        self.bind()?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(|error| driver_error("making a stream", error))?;
+        Ok(Stream { stream, context: Arc::clone(self.context()) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made once, destroyed once; the driver lets work that is under way end.
+            let _ = unsafe { result::stream::destroy(self.stream) };
+        }
+    }
+}
+
+/// Which bytes of a device buffer.
+fn place(buffer: &DeviceBuffer, range: &Range<usize>) -> Result<u64, CudaError> {
+    if range.start > range.end || range.end > buffer.bytes() {
+        let message = format!("bytes {range:?} of a buffer of {} bytes", buffer.bytes());
+        return Err(CudaError::Driver { during: "copying", message });
+    }
+    Ok(buffer.address() + range.start as u64)
+}
+
+impl Stream {
+    /// Launches a kernel. `args` is its one parameter: a `#[repr(C)]` struct that mirrors the kernel's `Args`, whose
+    /// pointers are device addresses. A grid without blocks launches nothing.
+    ///
+    /// # Errors
+    /// Where the driver refuses the launch. What goes wrong inside a kernel shows at [`Stream::synchronize`].
+    pub fn launch<P: Copy>(&self, kernel: &Kernel, launch: Launch, args: &P) -> Result<(), CudaError> {
+        let Launch { grid, block, shared } = launch;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel is loaded; it takes one parameter by value, of the size and layout of `P`, which the
+        // driver copies before this returns. What its pointers point to is for the families to get right: buffers that
+        // the session holds, with the lengths that the launch shape follows from.
+        let launched = unsafe {
+            result::launch_kernel(
+                kernel.function,
+                (grid[0], grid[1], grid[2]),
+                (block, 1, 1),
+                shared,
+                self.stream,
+                &mut parameters,
+            )
+        };
+        launched.map_err(|error| match driver_error("launch", error) {
+            CudaError::Driver { during, message } => {
+                CudaError::Driver { during, message: format!("{} as {launch:?}: {message}", kernel.name()) }
+            }
+            lost => lost,
+        })
+    }
+
+    /// Waits until everything asked for is done.
+    ///
+    /// # Errors
+    /// What went wrong in any launch or copy before.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream lives.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(|error| driver_error("running", error))
+    }
+
+    /// Copies bytes to the device, and waits.
+    ///
+    /// # Errors
+    /// Where the bytes do not fit, or the device is lost.
+    pub fn upload(&self, bytes: &[u8], to: &DeviceBuffer, at: usize) -> Result<(), CudaError> {
+        let address = place(to, &(at..at.saturating_add(bytes.len())))?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the range lies in the buffer, and the bytes live until the copy is done.
+        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+            .map_err(|error| driver_error("copying to the device", error))?;
+        self.synchronize()
+    }
+
+    /// Copies the first `bytes` bytes of page-locked memory to the start of a buffer without waiting.
+    ///
+    /// The caller must not write `from` before the stream is synchronized; the copy would see it.
+    ///
+    /// # Errors
+    /// As [`Stream::upload`].
+    pub(crate) fn upload_later(
+        &self,
+        from: &HostBuffer,
+        bytes: usize,
+        to: &DeviceBuffer,
+    ) -> Result<(), CudaError> {
+        let bytes = &from[..bytes.min(from.len())];
+        let address = place(to, &(0..bytes.len()))?;
+        // SAFETY: the range lies in the buffer; the session that owns both synchronizes before it drops or writes them.
+        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+            .map_err(|error| driver_error("copying to the device", error))
+    }
+
+    /// Copies bytes from the device, and waits.
+    ///
+    /// # Errors
+    /// As [`Stream::upload`].
+    pub fn download(&self, from: &DeviceBuffer, at: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        let address = place(from, &(at..at.saturating_add(bytes.len())))?;
+        if bytes.is_empty() {
+            return self.synchronize();
+        }
+        // SAFETY: the range lies in the buffer, and the destination lives until the copy is done.
+        unsafe { result::memcpy_dtoh_async(bytes, address, self.stream) }
+            .map_err(|error| driver_error("copying from the device", error))?;
+        self.synchronize()
+    }
+
+    /// Copies bytes within a buffer.
+    ///
+    /// # Errors
+    /// Where a range lies outside, or the device is lost.
+    pub fn copy_within(&self, buffer: &DeviceBuffer, from: Range<usize>, to: usize) -> Result<(), CudaError> {
+        let source = place(buffer, &from)?;
+        let target = place(buffer, &(to..to.saturating_add(from.len())))?;
+        // SAFETY: both ranges lie in the buffer.
+        unsafe { result::memcpy_dtod_async(target, source, from.len(), self.stream) }
+            .map_err(|error| driver_error("copying on the device", error))
+    }
+
+    /// Notes the moment at which everything asked for so far is done.
+    ///
+    /// # Errors
+    /// Where the device is lost.
+    pub fn record(&self) -> Result<Event, CudaError> {
+        let failed = |error| driver_error("timing", error);
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed)?;
+        let event = Event { event, context: Arc::clone(&self.context) };
+        // SAFETY: event and stream live in the same context.
+        unsafe { result::event::record(event.event, self.stream) }.map_err(failed)?;
+        Ok(event)
+    }
+}
+
+/// A moment of a stream.
+#[derive(Debug)]
+pub struct Event {
+    event: sys::CUevent,
+    context: Arc<Context>,
+}
+
+impl Event {
+    /// Seconds from this moment to a later one; waits for it.
+    ///
+    /// # Errors
+    /// What went wrong before it.
+    pub fn seconds_until(&self, end: &Event) -> Result<f64, CudaError> {
+        let failed = |error| driver_error("timing", error);
+        // SAFETY: both events were recorded.
+        let milliseconds = unsafe {
+            result::event::synchronize(end.event).map_err(failed)?;
+            result::event::elapsed(self.event, end.event).map_err(failed)?
+        };
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made once, destroyed once.
+            let _ = unsafe { result::event::destroy(self.event) };
+        }
+    }
+}
