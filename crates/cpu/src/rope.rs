@@ -2,6 +2,7 @@
 
 use mantissa_ops::batch::Batch;
 use mantissa_ops::program::RopeSpec;
+use mantissa_ops::rope::FrequencyError;
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::disjoint::Disjoint;
@@ -26,15 +27,8 @@ pub struct RopeTables {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RopeError {
     /// A set with another number of frequencies than the rotary dimensions have pairs.
-    #[error("frequency set {set}: wanted {wanted} frequencies for the rotary pairs, got {got}")]
-    Frequencies {
-        /// Which set.
-        set: usize,
-        /// Pairs.
-        wanted: usize,
-        /// Frequencies.
-        got: usize,
-    },
+    #[error(transparent)]
+    Frequencies(#[from] FrequencyError),
     /// No memory for the tables.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
@@ -50,19 +44,13 @@ pub struct Rotation<'a> {
 }
 
 impl RopeTables {
-    /// Tables for positions below `context`. Angles, cosines, sines and their product with the attention factor are
-    /// f64, rounded once to f32.
+    /// Tables for positions below `context`; see [`RopeSet::rotation`](mantissa_ops::program::RopeSet::rotation).
     ///
     /// # Errors
     /// [`RopeError`] for a set with missing frequencies, or too little memory.
     pub fn new(spec: &RopeSpec, context: usize, pool: &Pool) -> Result<RopeTables, RopeError> {
-        let (half, sets) = (spec.rotary_dim / 2, spec.sets.len());
-        for (set, frequencies) in spec.sets.iter().enumerate() {
-            let got = frequencies.inverse_frequencies.len();
-            if got != half {
-                return Err(RopeError::Frequencies { set, wanted: half, got });
-            }
-        }
+        spec.check()?;
+        let (half, sets) = (spec.pairs(), spec.sets.len());
         let bytes = [half, 2 * size_of::<f32>(), context, sets].into_iter().try_fold(1, usize::checked_mul);
         let mut values = AlignedBuffer::zeroed(bytes.ok_or(OutOfMemory { bytes: usize::MAX })?)?;
         let rows = Disjoint::new(bytemuck::cast_slice_mut::<u8, f32>(&mut values));
@@ -75,12 +63,7 @@ impl RopeTables {
                 let start = (index * context + position) * 2 * half;
                 // SAFETY: each position of each set belongs to one task.
                 let (cos, sin) = unsafe { rows.range(start..start + 2 * half) }.split_at_mut(half);
-                let pairs = cos.iter_mut().zip(sin).zip(&set.inverse_frequencies);
-                for ((cos, sin), frequency) in pairs {
-                    let (s, c) = (position as f64 * frequency).sin_cos();
-                    *cos = narrow(c * set.attention_factor);
-                    *sin = narrow(s * set.attention_factor);
-                }
+                set.rotation(position, cos, sin);
             }
         });
         Ok(RopeTables { values, half, context, sets })
@@ -129,11 +112,6 @@ impl RopeTables {
         }
         Ok(())
     }
-}
-
-/// Rounds a table entry.
-fn narrow(value: f64) -> f32 {
-    value as f32
 }
 
 /// Operands of [`rope`]; input and output have one format.

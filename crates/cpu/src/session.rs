@@ -7,8 +7,8 @@ use mantissa_ops::backend::{
     LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError, Session, StepObserver, ValueReader,
 };
 use mantissa_ops::batch::{Batch, Limits};
-use mantissa_ops::program::{Program, WeightKind};
-use mantissa_ops::{Op, Plan, TensorSource, ValueId, WeightId};
+use mantissa_ops::load::check_kinds;
+use mantissa_ops::{Op, Plan, TensorSource, ValueId};
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::attention::AttentionWorkspace;
@@ -61,7 +61,7 @@ impl CpuSession {
         progress: &dyn Progress,
     ) -> Result<CpuSession, PrepareError> {
         let limits = options.limits;
-        check_limits(&limits)?;
+        limits.check()?;
         check_kinds(&plan.program)?;
         let started = Instant::now();
         let mut report = LoadReport::default();
@@ -184,51 +184,6 @@ fn cache_error(error: CacheError) -> PrepareError {
         }
         other => PrepareError::Part { what, message: other.to_string() },
     }
-}
-
-fn check_limits(limits: &Limits) -> Result<(), PrepareError> {
-    if limits.page_size < Limits::MIN_PAGE || !limits.page_size.is_power_of_two() {
-        let wanted = format!("a power of two of at least {}", Limits::MIN_PAGE);
-        return Err(PrepareError::Limit { what: "page size", got: limits.page_size, wanted });
-    }
-    for (what, got) in [("rows", limits.rows), ("sequences", limits.sequences), ("context", limits.context)] {
-        if got == 0 {
-            return Err(PrepareError::Limit { what, got, wanted: "at least 1".to_owned() });
-        }
-    }
-    Ok(())
-}
-
-/// Demands that matrices stand where ops read matrices, gates where they read gates, and vectors elsewhere.
-fn check_kinds(program: &Program) -> Result<(), PrepareError> {
-    let matrix = |id: WeightId| (id, WeightKind::Matrix);
-    let vector = |id: WeightId| (id, WeightKind::Vector);
-    for step in &program.steps {
-        let wanted: Vec<(WeightId, WeightKind)> = match &step.op {
-            Op::Embedding(op) => vec![matrix(op.table)],
-            Op::RmsNorm(op) => vec![vector(op.weight)],
-            Op::Matmul(op) => std::iter::once(matrix(op.weight)).chain(op.bias.map(vector)).collect(),
-            Op::Qkv(op) => {
-                let norms = op.head_norms.into_iter().flat_map(|norms| [norms.query, norms.key]);
-                std::iter::once(matrix(op.weight))
-                    .chain(op.bias.into_iter().chain(norms).map(vector))
-                    .collect()
-            }
-            Op::SwiGlu(op) => vec![(op.weight, WeightKind::GateUp)],
-            Op::Ffn(op) => vec![(op.gate_up, WeightKind::GateUp), matrix(op.down)],
-            Op::Logits(op) => vec![matrix(op.weight)],
-            Op::Rope(_) | Op::Softmax(_) | Op::Sdpa(_) | Op::Attention(_) | Op::Residual(_) => vec![],
-        };
-        if let Some((id, kind)) = wanted.into_iter().find(|(id, kind)| program.weight(*id).kind != *kind) {
-            let weight = program.weight(id);
-            return Err(PrepareError::Limit {
-                what: "weight of a step",
-                got: id.0,
-                wanted: format!("{kind:?} for {}, but {} is {:?}", step.name, weight.name, weight.kind),
-            });
-        }
-    }
-    Ok(())
 }
 
 impl ValueReader for CpuSession {

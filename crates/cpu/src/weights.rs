@@ -3,7 +3,9 @@
 use mantissa_numerics::convert::Overflow;
 use mantissa_numerics::{Format, decode_slice};
 use mantissa_ops::backend::{Conversion, LoadReport, OverflowRule, PrepareError, Progress};
-use mantissa_ops::load::{Formats, check_shape, check_values, checked_order, load_weight, record};
+use mantissa_ops::load::{
+    Formats, check_shape, check_values, checked_order, load_weight, record, stored_bytes,
+};
 use mantissa_ops::program::{WeightKind, WeightSpec};
 use mantissa_ops::{Plan, SourceError, TensorSource, WeightId};
 
@@ -77,15 +79,6 @@ impl Weights {
         };
         self.weights.iter().map(|weight| bytes(weight) as u64).sum()
     }
-}
-
-/// Bytes that the checkpoint holds for a weight.
-fn stored_bytes(spec: &WeightSpec, source: &dyn TensorSource) -> Result<u64, SourceError> {
-    let part_bytes = |part: &mantissa_ops::program::WeightPart| {
-        let view = source.tensor(&part.tensor)?;
-        Ok((view.format().bytes() * spec.columns * part.rows.len()) as u64)
-    };
-    spec.parts.iter().map(part_bytes).sum()
 }
 
 impl Loader<'_> {

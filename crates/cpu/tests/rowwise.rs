@@ -15,6 +15,7 @@ use mantissa_numerics::convert::Overflow;
 use mantissa_numerics::tolerance::{Tolerance, rounding_bound};
 use mantissa_ops::batch::{Batch, SequenceRows};
 use mantissa_ops::program::{RopeSet, RopeSpec};
+use mantissa_ops::rope::FrequencyError;
 use mantissa_ops::source::RowOrder;
 
 const WIDTHS: [usize; 8] = [1, 5, 16, 17, 33, 64, 200, 896];
@@ -251,7 +252,7 @@ fn rope_refuses_what_its_tables_do_not_hold() {
     let mut wrong = spec(16, 1);
     wrong.sets[0].inverse_frequencies.pop();
     let error = RopeTables::new(&wrong, 8, &pool).unwrap_err();
-    assert_eq!(error, RopeError::Frequencies { set: 0, wanted: 8, got: 7 });
+    assert_eq!(error, RopeError::Frequencies(FrequencyError { set: 0, wanted: 8, got: 7 }));
     assert!(matches!(RopeTables::new(&spec(16, 1), usize::MAX, &pool), Err(RopeError::Memory(_))));
 }
 

@@ -156,6 +156,11 @@ pub enum PrepareError {
     Overflow { tensor: String, from: Format, to: Format, count: u64 },
     #[error("out of memory: {what} needs {bytes} bytes")]
     OutOfMemory { what: String, bytes: u64 },
+    #[error(
+        "out of device memory: the model needs {needed} bytes (weights {}, cache {}, values and scratch {}), and {free} \
+         are free; {fits}", .parts.weights, .parts.cache, .parts.scratch
+    )]
+    DeviceMemory { needed: u64, parts: MemoryUse, free: u64, fits: String },
     #[error("{what} is {got}, but must be {wanted}")]
     Limit { what: &'static str, got: usize, wanted: String },
     #[error("{what}: {message}")]
@@ -171,6 +176,7 @@ impl PrepareError {
             | PrepareError::Overflow { tensor, .. } => Some(tensor),
             PrepareError::Source(_)
             | PrepareError::OutOfMemory { .. }
+            | PrepareError::DeviceMemory { .. }
             | PrepareError::Limit { .. }
             | PrepareError::Part { .. } => None,
         }

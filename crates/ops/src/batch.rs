@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::backend::PrepareError;
+
 /// The rows of one sequence in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SequenceRows<'a> {
@@ -53,6 +55,23 @@ pub struct Limits {
 impl Limits {
     /// The smallest page: attention works on blocks of 16 positions.
     pub const MIN_PAGE: usize = 16;
+
+    /// Demands sizes that a session can be prepared for.
+    ///
+    /// # Errors
+    /// [`PrepareError::Limit`] naming the size.
+    pub fn check(&self) -> Result<(), PrepareError> {
+        if self.page_size < Limits::MIN_PAGE || !self.page_size.is_power_of_two() {
+            let wanted = format!("a power of two of at least {}", Limits::MIN_PAGE);
+            return Err(PrepareError::Limit { what: "page size", got: self.page_size, wanted });
+        }
+        for (what, got) in [("rows", self.rows), ("sequences", self.sequences), ("context", self.context)] {
+            if got == 0 {
+                return Err(PrepareError::Limit { what, got, wanted: "at least 1".to_owned() });
+            }
+        }
+        Ok(())
+    }
 
     /// Pages that one sequence of `tokens` tokens needs.
     pub fn pages_for(page_size: usize, tokens: usize) -> usize {

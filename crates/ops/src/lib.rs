@@ -11,6 +11,7 @@ pub mod op;
 pub mod plan;
 pub mod program;
 pub mod reference;
+pub mod rope;
 pub mod source;
 pub mod view;
 

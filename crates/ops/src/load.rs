@@ -6,7 +6,8 @@ use mantissa_numerics::convert::slice::{ConvertError, convert_slice};
 use mantissa_numerics::convert::{ConversionStats, Overflow};
 
 use crate::backend::{Conversion, LoadReport, OverflowRule, PrepareError};
-use crate::program::{WeightKind, WeightPart, WeightSpec};
+use crate::op::Op;
+use crate::program::{Program, WeightId, WeightKind, WeightPart, WeightSpec};
 use crate::source::{RowOrder, SourceError, TensorSource};
 use crate::view::View;
 
@@ -170,4 +171,51 @@ pub fn record(report: &mut LoadReport, conversion: Conversion) {
         Some(known) => known.stats.merge(&conversion.stats),
         None => report.conversions.push(conversion),
     }
+}
+
+/// Bytes that the checkpoint holds for a weight.
+///
+/// # Errors
+/// Where a tensor is missing.
+pub fn stored_bytes(spec: &WeightSpec, source: &dyn TensorSource) -> Result<u64, SourceError> {
+    let part_bytes = |part: &WeightPart| {
+        let view = source.tensor(&part.tensor)?;
+        Ok((view.format().bytes() * spec.columns * part.rows.len()) as u64)
+    };
+    spec.parts.iter().map(part_bytes).sum()
+}
+
+/// Demands that matrices stand where ops read matrices, gates where they read gates, and vectors elsewhere.
+///
+/// # Errors
+/// [`PrepareError::Limit`] naming the step and the weight.
+pub fn check_kinds(program: &Program) -> Result<(), PrepareError> {
+    let matrix = |id: WeightId| (id, WeightKind::Matrix);
+    let vector = |id: WeightId| (id, WeightKind::Vector);
+    for step in &program.steps {
+        let wanted: Vec<(WeightId, WeightKind)> = match &step.op {
+            Op::Embedding(op) => vec![matrix(op.table)],
+            Op::RmsNorm(op) => vec![vector(op.weight)],
+            Op::Matmul(op) => std::iter::once(matrix(op.weight)).chain(op.bias.map(vector)).collect(),
+            Op::Qkv(op) => {
+                let norms = op.head_norms.into_iter().flat_map(|norms| [norms.query, norms.key]);
+                std::iter::once(matrix(op.weight))
+                    .chain(op.bias.into_iter().chain(norms).map(vector))
+                    .collect()
+            }
+            Op::SwiGlu(op) => vec![(op.weight, WeightKind::GateUp)],
+            Op::Ffn(op) => vec![(op.gate_up, WeightKind::GateUp), matrix(op.down)],
+            Op::Logits(op) => vec![matrix(op.weight)],
+            Op::Rope(_) | Op::Softmax(_) | Op::Sdpa(_) | Op::Attention(_) | Op::Residual(_) => vec![],
+        };
+        if let Some((id, kind)) = wanted.into_iter().find(|(id, kind)| program.weight(*id).kind != *kind) {
+            let weight = program.weight(id);
+            return Err(PrepareError::Limit {
+                what: "weight of a step",
+                got: id.0,
+                wanted: format!("{kind:?} for {}, but {} is {:?}", step.name, weight.name, weight.kind),
+            });
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mantissa_numerics::Format;
-use mantissa_numerics::contract::{CacheFormat, Compute, Family, OpContract, Order, Subnormals};
+use mantissa_numerics::contract::{CacheFormat, Compute, Family, OpContract, Order};
 use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session,
 };
