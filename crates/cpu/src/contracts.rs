@@ -2,7 +2,7 @@
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{
-    CacheFormat, Compute, ContractQuery, Family, OpContract, Order, RoundingPoint, Subnormals,
+    CacheFormat, Compute, ContractQuery, Family, Merge, OpContract, Order, RoundingPoint, Subnormals,
 };
 
 use crate::attention::SPAN;
@@ -45,7 +45,9 @@ fn contract(query: ContractQuery, bf16_subnormals: Subnormals) -> OpContract {
     let (compute, order) = match query.family {
         Family::Embedding | Family::Residual => (Compute::None, Order::Elementwise),
         Family::Rope => (Compute::F32Fma, Order::Elementwise),
-        Family::RmsNorm | Family::Softmax => (Compute::F32Fma, Order::Lanes { lanes: LANES, group: 1 }),
+        Family::RmsNorm | Family::Softmax => {
+            (Compute::F32Fma, Order::Lanes { lanes: LANES, group: 1, merge: Merge::Tree })
+        }
         Family::Sdpa => (Compute::F32Fma, Order::Ascending),
         Family::Attention => (Compute::F32Fma, Order::Spans { positions: SPAN }),
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits => {

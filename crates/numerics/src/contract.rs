@@ -211,13 +211,14 @@ pub enum Order {
     Elementwise,
     /// One chain over the reduced index, ascending.
     Ascending,
-    /// Interleaved chains: chain `i` takes the indices `k` with `k / group % lanes == i`, ascending. Then a tree, where
-    /// each level adds the upper half of the chains to the lower half.
+    /// Interleaved chains: chain `i` takes the indices `k` with `k / group % lanes == i`, ascending.
     Lanes {
-        /// Chains, a power of two.
+        /// Chains; a power of two where they are merged as a tree.
         lanes: usize,
         /// Neighbouring indices that belong to one chain.
         group: usize,
+        /// How the chains are added up.
+        merge: Merge,
     },
     /// The index is cut into segments; each is one chain from zero, ascending, and the segments' sums are added in
     /// ascending order.
@@ -233,6 +234,35 @@ pub enum Order {
     },
     /// Fixed for one device and library version, but neither ours to state nor independent of other rows.
     Library,
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Order::Elementwise => f.write_str("elementwise"),
+            Order::Ascending => f.write_str("ascending"),
+            Order::Lanes { lanes, group, merge } => {
+                let name = match merge {
+                    Merge::Tree => "lanes",
+                    Merge::Ascending => "chains",
+                };
+                write!(f, "{name}{lanes}")?;
+                if *group == 1 { Ok(()) } else { write!(f, "x{group}") }
+            }
+            Order::Segments { length } => write!(f, "segments{length}"),
+            Order::Spans { positions } => write!(f, "spans{positions}"),
+            Order::Library => f.write_str("library"),
+        }
+    }
+}
+
+/// How the chains of [`Order::Lanes`] are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Merge {
+    /// Each level adds the upper half of the chains to the lower half.
+    Tree,
+    /// One after the other, ascending from zero.
+    Ascending,
 }
 
 /// What happens to subnormal operands and results of products.
@@ -281,12 +311,7 @@ impl fmt::Display for OpContract {
         write!(f, ">{} {compute}/{}", self.output, query.accumulate)?;
         match self.order {
             Order::Elementwise => Ok(()),
-            Order::Ascending => write!(f, " ascending"),
-            Order::Lanes { lanes, group: 1 } => write!(f, " lanes{lanes}"),
-            Order::Lanes { lanes, group } => write!(f, " lanes{lanes}x{group}"),
-            Order::Segments { length } => write!(f, " segments{length}"),
-            Order::Spans { positions } => write!(f, " spans{positions}"),
-            Order::Library => write!(f, " library"),
+            order => write!(f, " {order}"),
         }?;
         match self.subnormals {
             Subnormals::Kept => Ok(()),

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{
-    CacheFormat, Compute, ContractQuery, Family, OpContract, Order, RoundingPoint, Subnormals, look_up,
+    CacheFormat, Compute, ContractQuery, Family, OpContract, RoundingPoint, Subnormals, look_up,
 };
 use serde::Serialize;
 
@@ -127,15 +127,7 @@ fn supported(contract: &OpContract) -> Support {
         Compute::F64 => "f64".to_owned(),
         Compute::None => "copy".to_owned(),
     };
-    let order = match contract.order {
-        Order::Elementwise => "elementwise".to_owned(),
-        Order::Ascending => "ascending".to_owned(),
-        Order::Lanes { lanes, group: 1 } => format!("lanes{lanes}"),
-        Order::Lanes { lanes, group } => format!("lanes{lanes}x{group}"),
-        Order::Segments { length } => format!("segments{length}"),
-        Order::Spans { positions } => format!("spans{positions}"),
-        Order::Library => "library".to_owned(),
-    };
+    let order = contract.order.to_string();
     let rounding = contract.rounding.iter().map(|point| match point {
         RoundingPoint::Output => "output",
         RoundingPoint::CacheWrite => "cache write",

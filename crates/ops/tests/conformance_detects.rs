@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mantissa_numerics::Format;
-use mantissa_numerics::contract::{Compute, Family, OpContract, Order};
+use mantissa_numerics::contract::{Compute, Family, Merge, OpContract, Order};
 use mantissa_numerics::convert::{self, Overflow};
 use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError,
@@ -324,9 +324,9 @@ fn an_order_that_was_not_kept_is_found() {
     // Claims the order of an f32 chain, which sums in f64 do not have.
     let orders = [
         (Family::Matmul, Order::Ascending),
-        (Family::Matmul, Order::Lanes { lanes: 32, group: 4 }),
+        (Family::Matmul, Order::Lanes { lanes: 32, group: 4, merge: Merge::Ascending }),
         (Family::Matmul, Order::Segments { length: 128 }),
-        (Family::RmsNorm, Order::Lanes { lanes: 16, group: 1 }),
+        (Family::RmsNorm, Order::Lanes { lanes: 16, group: 1, merge: Merge::Tree }),
     ];
     for (family, order) in orders {
         let mut backend = Broken::new(Fault::LastBit);

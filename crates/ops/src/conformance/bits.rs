@@ -21,8 +21,8 @@ pub(super) fn expected(setting: &Setting, case: &Case, run: &Run) -> Option<Vec<
     match (&step.op, contract.compute, contract.order) {
         (Op::Matmul(op), Compute::F32Fma, order) => known.matmul(op, order),
         (Op::Logits(op), Compute::F32Fma, order) => known.logits(op, order),
-        (Op::RmsNorm(op), Compute::F32Fma, Order::Lanes { lanes, group }) => {
-            known.rms_norm(op, Lanes { lanes, group })
+        (Op::RmsNorm(op), Compute::F32Fma, Order::Lanes { lanes, group, merge }) => {
+            known.rms_norm(op, Lanes { lanes, group, merge })
         }
         (Op::Residual(op), Compute::None, Order::Elementwise) => known.residual(op),
         _ => None,
@@ -33,7 +33,7 @@ pub(super) fn expected(setting: &Setting, case: &Case, run: &Run) -> Option<Vec<
 fn dot(left: &[f32], right: &[f32], order: Order) -> Option<f32> {
     match order {
         Order::Ascending => Some(dot_ascending(left, right)),
-        Order::Lanes { lanes, group } => Some(dot_lanes(left, right, Lanes { lanes, group })),
+        Order::Lanes { lanes, group, merge } => Some(dot_lanes(left, right, Lanes { lanes, group, merge })),
         Order::Segments { length } => Some(dot_segments(left, right, length)),
         Order::Elementwise | Order::Spans { .. } | Order::Library => None,
     }

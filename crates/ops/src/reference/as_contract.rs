@@ -1,5 +1,7 @@
 //! Sums in f32 in exactly the order that a contract states, for comparison bit by bit.
 
+use mantissa_numerics::contract::Merge;
+
 /// `sum_k left[k] * right[k]` as [`Order::Ascending`](mantissa_numerics::contract::Order::Ascending) with
 /// [`Compute::F32Fma`](mantissa_numerics::contract::Compute::F32Fma) forms it: one chain of fused multiply-adds from
 /// zero, ascending.
@@ -17,12 +19,15 @@ pub fn dot_segments(left: &[f32], right: &[f32], length: usize) -> f32 {
 
 /// `sum_k left[k] * right[k]` as [`Order::Lanes`](mantissa_numerics::contract::Order::Lanes) with
 /// [`Compute::F32Fma`](mantissa_numerics::contract::Compute::F32Fma) forms it: chains of fused multiply-adds from zero,
-/// then a tree, where each level adds the upper half of the chains to the lower.
+/// then added up as the order says.
 pub fn dot_lanes(left: &[f32], right: &[f32], shape: Lanes) -> f32 {
     let mut lanes = vec![0.0_f32; shape.lanes];
     for (index, (left, &right)) in left.iter().zip(right).enumerate() {
         let lane = &mut lanes[index / shape.group % shape.lanes];
         *lane = left.mul_add(right, *lane);
+    }
+    if shape.merge == Merge::Ascending {
+        return lanes.iter().fold(0.0, |sum, lane| sum + lane);
     }
     let mut half = shape.lanes / 2;
     while half > 0 {
@@ -37,10 +42,12 @@ pub fn dot_lanes(left: &[f32], right: &[f32], shape: Lanes) -> f32 {
 /// The numbers of [`Order::Lanes`](mantissa_numerics::contract::Order::Lanes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lanes {
-    /// Chains, a power of two.
+    /// Chains; a power of two where they are merged as a tree.
     pub lanes: usize,
     /// Neighbouring indices of one chain.
     pub group: usize,
+    /// How the chains are added up.
+    pub merge: Merge,
 }
 
 /// One row of RMSNorm as its contract forms it, before the rounding to storage:
@@ -55,7 +62,7 @@ pub fn rms_norm_lanes(x: &[f32], weight: &[f32], eps: f32, lanes: Lanes) -> Vec<
 mod tests {
     use super::*;
 
-    const SIXTEEN: Lanes = Lanes { lanes: 16, group: 1 };
+    const SIXTEEN: Lanes = Lanes { lanes: 16, group: 1, merge: Merge::Tree };
 
     #[test]
     fn orders_are_those_of_the_contracts() {
@@ -72,8 +79,12 @@ mod tests {
         squares.extend([1.0; 15]);
         assert_eq!(dot_lanes(&squares, &squares, SIXTEEN), 16_777_230.0);
         // In groups of two, 2^24 shares its chain with a one that it swallows.
-        assert_eq!(dot_lanes(&squares, &squares, Lanes { lanes: 8, group: 2 }), 16_777_230.0);
-        assert_eq!(dot_lanes(&squares, &squares, Lanes { lanes: 1, group: 1 }), 16_777_216.0);
+        assert_eq!(dot_lanes(&squares, &squares, Lanes { group: 2, lanes: 8, ..SIXTEEN }), 16_777_230.0);
+        assert_eq!(dot_lanes(&squares, &squares, Lanes { lanes: 1, ..SIXTEEN }), 16_777_216.0);
+
+        // Ascending, the first chain swallows all others.
+        let ascending = Lanes { merge: Merge::Ascending, ..SIXTEEN };
+        assert_eq!(dot_lanes(&squares, &squares, ascending), 16_777_216.0);
 
         // The first segment swallows its ones, the second keeps its own.
         let terms: Vec<f32> = squares.iter().map(|x| x * x).collect();
