@@ -270,7 +270,7 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-extern "C" __global__ __launch_bounds__(THREADS, DIM <= 64 ? 3 : 1) void attention_prefill(const AttentionArgs args) {
+extern "C" __global__ __launch_bounds__(THREADS, DIM <= 64 && sizeof(C) < 4 ? 3 : 1) void attention_prefill(const AttentionArgs args) {
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Tile tile = args.tiles[blockIdx.x];

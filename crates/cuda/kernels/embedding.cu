@@ -17,7 +17,7 @@ struct Args {
 };
 
 extern "C" __global__ __launch_bounds__(THREADS) void embedding(const Args args) {
-    u32 row = blockIdx.y, start = (blockIdx.x * THREADS + threadIdx.x) * EACH;
+    u32 row = blockIdx.x, start = (blockIdx.y * THREADS + threadIdx.x) * EACH;
     if (start >= args.width) return;
     int count = minimum(args.width - start, u32(EACH));
     float x[EACH];

@@ -21,7 +21,7 @@ struct Args {
 };
 
 extern "C" __global__ __launch_bounds__(THREADS) void rope(const Args args) {
-    u32 row = blockIdx.y, index = blockIdx.x * THREADS + threadIdx.x;
+    u32 row = blockIdx.x, index = blockIdx.y * THREADS + threadIdx.x;
     if (index >= args.width) return;
     const A* input = args.input + u64(row) * args.input_stride;
     u32 dim = index % args.head_dim;
