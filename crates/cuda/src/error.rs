@@ -1,5 +1,7 @@
 //! What can go wrong between this process and a GPU.
 
+use mantissa_ops::PrepareError;
+
 /// A device that cannot be used, or work on it that failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
@@ -41,5 +43,15 @@ fn ordinals(count: usize) -> String {
         0 => "none".to_owned(),
         1 => "cuda:0".to_owned(),
         count => format!("cuda:0 to cuda:{}", count - 1),
+    }
+}
+
+/// An error while a plan is made ready.
+pub(crate) fn prepare_error(what: &str, error: CudaError) -> PrepareError {
+    match error {
+        CudaError::OutOfMemory { asked, .. } => {
+            PrepareError::OutOfMemory { what: format!("{what} on the device"), bytes: asked }
+        }
+        other => PrepareError::Part { what: "the GPU", message: other.to_string() },
     }
 }

@@ -7,13 +7,27 @@
 //! name into a cubin; [`families`] holds, for each kernel family, which kernel serves which shape, how it is launched
 //! and the arguments that it takes. The kernels are CUDA C++ under `kernels/`, each specialised by an alias block.
 
+mod backend;
+mod batch;
+mod cache;
 pub mod compile;
+mod contracts;
 pub mod device;
 mod error;
 pub mod families;
 pub mod kernel;
 pub mod kernel_cache;
+mod kernels;
 mod memory;
+mod scratch;
+mod select;
+mod session;
+mod steps;
 mod stream;
+mod tables;
+mod values;
+mod weights;
 
+pub use backend::{CudaBackend, CudaOptions};
+pub use contracts::contracts;
 pub use error::CudaError;

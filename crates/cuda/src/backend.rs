@@ -1,0 +1,106 @@
+//! A GPU as a [`Backend`]: contracts, kernel choice, and the way into a session.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mantissa_numerics::contract::OpContract;
+use mantissa_ops::backend::{
+    Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session,
+};
+use mantissa_ops::{Op, Plan, Program, ShapeClass, TensorSource};
+
+use crate::compile::Nvrtc;
+use crate::contracts::contracts;
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::families::products::Preferences;
+use crate::kernel_cache::KernelCache;
+use crate::kernels::KernelStore;
+use crate::select::{self, Chooser};
+use crate::session::CudaSession;
+
+/// How to use a GPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Where compiled kernels are kept; nowhere where none is given.
+    pub kernel_cache: Option<PathBuf>,
+    /// The library of NVRTC; looked for by the loader's rules where none is given.
+    pub nvrtc: Option<PathBuf>,
+    /// Which variants of products to use; they change speed, never results.
+    pub products: Preferences,
+}
+
+/// One GPU.
+#[derive(Debug)]
+pub struct CudaBackend {
+    machine: Machine,
+    contracts: Vec<OpContract>,
+}
+
+/// What sessions share.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub device: Device,
+    pub store: KernelStore,
+    pub chooser: Chooser,
+}
+
+impl CudaBackend {
+    /// Opens the device with this number and finds the compiler.
+    ///
+    /// # Errors
+    /// Where the driver, the device or NVRTC is missing, or one of them is too old.
+    pub fn new(ordinal: usize, options: &CudaOptions) -> Result<CudaBackend, CudaError> {
+        let device = Device::open(ordinal)?;
+        let nvrtc = Nvrtc::load(options.nvrtc.as_deref())?;
+        let (wanted, got) = (nvrtc.toolkit(), device.info().driver);
+        // Within a major version older drivers take the code of newer compilers.
+        if wanted.0 > got.0 {
+            let text = |version: (u32, u32)| format!("{}.{}", version.0, version.1);
+            return Err(CudaError::DriverTooOld { got: text(got), wanted: text(wanted) });
+        }
+        let cache = match &options.kernel_cache {
+            Some(directory) => KernelCache::new(directory),
+            None => KernelCache::none(),
+        };
+        let chooser = Chooser::new(device.info(), options.products);
+        let machine = Machine { device, store: KernelStore::new(nvrtc, cache), chooser };
+        Ok(CudaBackend { machine, contracts: contracts() })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.machine.device
+    }
+}
+
+impl Backend for CudaBackend {
+    fn info(&self) -> BackendInfo {
+        let info = self.machine.device.info();
+        BackendInfo {
+            name: format!("cuda:{}", info.ordinal),
+            device: info.name.clone(),
+            features: info.arch.to_string(),
+            threads: None,
+        }
+    }
+
+    fn contracts(&self) -> &[OpContract] {
+        &self.contracts
+    }
+
+    fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice {
+        select::choose(program, op, contract, class, &self.machine.chooser)
+    }
+
+    fn prepare(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Session>, PrepareError> {
+        let session = CudaSession::prepare(&self.machine, plan, source, options, progress)?;
+        Ok(Box::new(session))
+    }
+}

@@ -1,0 +1,229 @@
+//! A batch on its way to the device: laid out in page-locked memory, copied by one transfer.
+//!
+//! Every part has a place of its own, fixed by the session's limits, so that kernels find it at the same address in
+//! every run. Block tables come last and only what is used of them is copied.
+
+use mantissa_ops::batch::{Batch, Limits};
+use mantissa_ops::op::Heads;
+use mantissa_ops::{Op, Program};
+
+use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
+use crate::error::CudaError;
+use crate::families::attention::{Route, Tile, Work};
+use crate::families::batch::{BatchView, Sequence};
+
+const WORD: usize = size_of::<u32>();
+/// Words that parts are aligned to.
+const ALIGN: usize = 4;
+
+/// The heads of a program's attention, and which kernels they take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttentionKind {
+    pub heads: Heads,
+    pub route: Route,
+}
+
+/// The distinct heads of a program's attention.
+pub(crate) fn attention_heads(program: &Program) -> Vec<Heads> {
+    let mut all: Vec<Heads> = Vec::new();
+    for step in &program.steps {
+        if let Op::Attention(op) = &step.op
+            && !all.contains(&op.heads)
+        {
+            all.push(op.heads);
+        }
+    }
+    all
+}
+
+/// Where parts start, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Layout {
+    tokens: usize,
+    positions: usize,
+    row_sequence: usize,
+    outputs: usize,
+    sequences: usize,
+    /// Rows on their own and tiles, for each kind of attention.
+    work: Vec<(usize, usize)>,
+    block_tables: usize,
+    end: usize,
+}
+
+impl Layout {
+    fn new(limits: &Limits, kinds: usize) -> Layout {
+        let mut next = 0_usize;
+        let mut take = |words: usize| {
+            let start = next;
+            next = next.saturating_add(words).next_multiple_of(ALIGN);
+            start
+        };
+        let [tokens, positions, row_sequence] = [(); 3].map(|()| take(limits.rows));
+        let outputs = take(limits.outputs);
+        let sequences = take(limits.sequences.saturating_mul(size_of::<Sequence>() / WORD));
+        let tile = size_of::<Tile>() / WORD;
+        let work = (0..kinds).map(|_| (take(limits.rows), take(limits.rows.saturating_mul(tile)))).collect();
+        let pages = Limits::pages_for(limits.page_size, limits.context).saturating_mul(limits.sequences);
+        let block_tables = take(pages);
+        Layout { tokens, positions, row_sequence, outputs, sequences, work, block_tables, end: next }
+    }
+}
+
+/// Bytes of a batch on the device.
+pub(crate) fn batch_bytes(limits: &Limits, kinds: usize) -> u64 {
+    (Layout::new(limits, kinds).end as u64).saturating_mul(WORD as u64)
+}
+
+/// Memory for a session's batches.
+#[derive(Debug)]
+pub(crate) struct DeviceBatch {
+    layout: Layout,
+    page_size: usize,
+    host: HostBuffer,
+    device: DeviceBuffer,
+    kinds: Vec<AttentionKind>,
+    /// What the batch that was uploaded last asks of each kind of attention.
+    pub work: Vec<Work>,
+}
+
+impl DeviceBatch {
+    pub fn new(
+        device: &Device,
+        limits: &Limits,
+        kinds: Vec<AttentionKind>,
+    ) -> Result<DeviceBatch, CudaError> {
+        let layout = Layout::new(limits, kinds.len());
+        let bytes = layout.end.saturating_mul(WORD);
+        Ok(DeviceBatch {
+            host: device.allocate_host(bytes, "batch")?,
+            device: device.allocate(bytes, "batch")?,
+            page_size: limits.page_size,
+            work: vec![Work::default(); kinds.len()],
+            layout,
+            kinds,
+        })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.device.bytes() as u64
+    }
+
+    /// Device addresses of the parts.
+    pub fn view(&self) -> BatchView {
+        BatchView {
+            tokens: self.address(self.layout.tokens),
+            positions: self.address(self.layout.positions),
+            row_sequence: self.address(self.layout.row_sequence),
+            sequences: self.address(self.layout.sequences),
+            block_tables: self.address(self.layout.block_tables),
+            outputs: self.address(self.layout.outputs),
+        }
+    }
+
+    /// The index of a kind of attention, and the addresses of its rows and tiles.
+    pub fn kind(&self, heads: Heads) -> Option<(usize, AttentionKind, u64, u64)> {
+        let index = self.kinds.iter().position(|kind| kind.heads == heads)?;
+        let (rows, tiles) = self.layout.work[index];
+        Some((index, self.kinds[index], self.address(rows), self.address(tiles)))
+    }
+
+    fn address(&self, word: usize) -> u64 {
+        self.device.address() + (word * WORD) as u64
+    }
+
+    /// Lays a batch out, which must have been checked against the limits, and starts its transfer. The stream must be
+    /// idle: the batch before may still be on its way.
+    pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
+        self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host);
+        let used = fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
+        stream.upload_later(&self.host, used * WORD, &self.device)
+    }
+}
+
+/// What a layout is filled from beside the batch.
+struct Parts<'a> {
+    page_size: usize,
+    work: &'a [Work],
+}
+
+/// Writes all parts and returns the number of words used.
+fn fill(words: &mut [u32], layout: &Layout, batch: &Batch<'_>, parts: Parts<'_>) -> usize {
+    let mut put = |start: usize, values: &[u32]| words[start..start + values.len()].copy_from_slice(values);
+    put(layout.tokens, batch.tokens);
+    put(layout.positions, batch.positions);
+    put(layout.outputs, batch.outputs);
+    for ((rows, tiles), work) in layout.work.iter().zip(parts.work) {
+        put(*rows, &work.rows);
+        put(*tiles, bytemuck::cast_slice(&work.tiles));
+    }
+    let mut next = 0;
+    for (index, sequence) in batch.sequences.iter().enumerate() {
+        let last = batch.positions[sequence.rows.end - 1] as usize;
+        let pages = Limits::pages_for(parts.page_size, last + 1).min(sequence.block_table.len());
+        put(layout.block_tables + next, &sequence.block_table[..pages]);
+        let described = Sequence {
+            first_row: sequence.rows.start as u32,
+            end_row: sequence.rows.end as u32,
+            rope_set: sequence.rope_set as u32,
+            block_table: next as u32,
+        };
+        let size = size_of::<Sequence>() / WORD;
+        put(layout.sequences + index * size, bytemuck::cast_slice(&[described]));
+        next += pages;
+        for row in sequence.rows.clone() {
+            put(layout.row_sequence + row, &[index as u32]);
+        }
+    }
+    layout.block_tables + next
+}
+
+#[cfg(test)]
+mod tests {
+    use mantissa_ops::SequenceRows;
+
+    use super::*;
+
+    #[test]
+    fn parts_lie_where_the_layout_says() {
+        let limits = Limits { rows: 6, outputs: 2, sequences: 3, pages: 9, page_size: 16, context: 64 };
+        let layout = Layout::new(&limits, 1);
+        let starts = [
+            layout.tokens,
+            layout.positions,
+            layout.row_sequence,
+            layout.outputs,
+            layout.sequences,
+            layout.work[0].0,
+            layout.work[0].1,
+            layout.block_tables,
+            layout.end,
+        ];
+        assert_eq!(starts, [0, 8, 16, 24, 28, 40, 48, 60, 72]);
+
+        let sequences = [
+            SequenceRows { rows: 0..3, block_table: &[7, 8, 6, 5], rope_set: 1 },
+            SequenceRows { rows: 3..4, block_table: &[2, 3], rope_set: 0 },
+        ];
+        let batch = Batch {
+            tokens: &[11, 12, 13, 14],
+            positions: &[15, 16, 17, 0],
+            sequences: &sequences,
+            outputs: &[2, 3],
+        };
+        let work = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }] };
+        let mut words = vec![99; layout.end];
+        let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[work] });
+        // Positions up to 17 need two pages of the first sequence; the second needs one.
+        assert_eq!(used, layout.block_tables + 3);
+        let at = |start: usize, length: usize| words[start..start + length].to_vec();
+        assert_eq!(at(layout.tokens, 5), [11, 12, 13, 14, 99]);
+        assert_eq!(at(layout.positions, 4), [15, 16, 17, 0]);
+        assert_eq!(at(layout.row_sequence, 4), [0, 0, 0, 1]);
+        assert_eq!(at(layout.outputs, 2), [2, 3]);
+        assert_eq!(at(layout.sequences, 8), [0, 3, 1, 0, 3, 4, 0, 2]);
+        assert_eq!(at(layout.work[0].0, 1), [3]);
+        assert_eq!(at(layout.work[0].1, 2), [0, 3]);
+        assert_eq!(at(layout.block_tables, 3), [7, 8, 2]);
+    }
+}

@@ -1,0 +1,82 @@
+//! Memory that steps use between reading and writing values, sized for the largest batch.
+
+use mantissa_ops::batch::Limits;
+use mantissa_ops::{Op, Plan};
+
+use crate::batch::AttentionKind;
+use crate::device::{Device, DeviceBuffer};
+use crate::error::CudaError;
+use crate::families::{attention, sdpa};
+use crate::values::row_stride;
+
+/// Bytes of each kind of scratch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ScratchSizes {
+    /// f32 products of queries, keys and values, or scores of materialised attention.
+    pub floats: usize,
+    /// Intermediates of the FFN in the activation format.
+    pub activations: usize,
+    /// Outputs of spans.
+    pub parts: usize,
+    /// Largest scores and sums of spans.
+    pub part_softmax: usize,
+}
+
+impl ScratchSizes {
+    pub fn of(plan: &Plan, limits: &Limits, kinds: &[AttentionKind]) -> ScratchSizes {
+        let program = &plan.program;
+        let mut sizes = ScratchSizes::default();
+        let floats = |count: usize| count.saturating_mul(size_of::<f32>());
+        for step in &program.steps {
+            match &step.op {
+                Op::Qkv(op) => {
+                    let stride = row_stride(program.weight(op.weight).rows, mantissa_numerics::Format::F32);
+                    sizes.floats = sizes.floats.max(floats(stride.saturating_mul(limits.rows)));
+                }
+                Op::Sdpa(op) => {
+                    sizes.floats = sizes.floats.max(floats(sdpa::scratch_floats(op.heads, limits.rows)));
+                }
+                Op::Ffn(op) => {
+                    let format = plan.policy.activations();
+                    let stride = row_stride(program.weight(op.down).columns, format) * format.bytes();
+                    sizes.activations = sizes.activations.max(stride.saturating_mul(limits.rows));
+                }
+                Op::Attention(op) => {
+                    if let Some(kind) = kinds.iter().find(|kind| kind.heads == op.heads) {
+                        let (parts, softmax) =
+                            attention::scratch_bytes(op.heads, limits, op.mask, kind.route);
+                        sizes.parts = sizes.parts.max(parts);
+                        sizes.part_softmax = sizes.part_softmax.max(softmax);
+                    }
+                }
+                _ => {}
+            }
+        }
+        sizes
+    }
+
+    pub fn total(&self) -> u64 {
+        let ScratchSizes { floats, activations, parts, part_softmax } = *self;
+        [floats, activations, parts, part_softmax].iter().map(|&bytes| bytes as u64).sum()
+    }
+}
+
+/// The memory.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    pub floats: DeviceBuffer,
+    pub activations: DeviceBuffer,
+    pub parts: DeviceBuffer,
+    pub part_softmax: DeviceBuffer,
+}
+
+impl Scratch {
+    pub fn new(sizes: ScratchSizes, device: &Device) -> Result<Scratch, CudaError> {
+        Ok(Scratch {
+            floats: device.allocate(sizes.floats, "scratch of products")?,
+            activations: device.allocate(sizes.activations, "scratch of activations")?,
+            parts: device.allocate(sizes.parts, "scratch of attention")?,
+            part_softmax: device.allocate(sizes.part_softmax, "scratch of attention")?,
+        })
+    }
+}

@@ -1,0 +1,268 @@
+//! Which kernels a plan needs, and which one serves a step for a class of shapes. Selects; computes nothing.
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::{CacheFormat, OpContract};
+use mantissa_ops::backend::KernelChoice;
+use mantissa_ops::batch::Limits;
+use mantissa_ops::op::Heads;
+use mantissa_ops::{Op, Plan, Program, ShapeClass, WeightId, op};
+
+use crate::batch::AttentionKind;
+use crate::device::DeviceInfo;
+use crate::families::attention::{self, Route};
+use crate::families::products::{self, Capabilities, Epilogue, Preferences, Product, Shape, Variant};
+use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
+use crate::kernel::{KernelSpec, Launch};
+
+/// The formats that kernels are specialised for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Formats {
+    pub weights: Format,
+    pub activations: Format,
+    pub cache: CacheFormat,
+}
+
+impl Formats {
+    /// Those of a plan.
+    pub fn of_plan(plan: &Plan) -> Formats {
+        Formats {
+            weights: plan.policy.weights(),
+            activations: plan.policy.activations(),
+            cache: plan.cache_format(),
+        }
+    }
+
+    /// Those of a contract; a family does not look at what its contracts leave open.
+    pub fn of_contract(contract: &OpContract) -> Formats {
+        let query = &contract.query;
+        Formats {
+            weights: query.weights.unwrap_or(query.activations),
+            activations: query.activations,
+            cache: query.cache.unwrap_or(CacheFormat::plain(query.activations)),
+        }
+    }
+
+    /// The product with a weight of a program.
+    pub fn product(self, program: &Program, weight: WeightId, epilogue: Epilogue) -> WeightProduct {
+        let spec = program.weight(weight);
+        let features = match epilogue {
+            Epilogue::SwiGlu => spec.rows / 2,
+            Epilogue::Store | Epilogue::Plain => spec.rows,
+        };
+        let Formats { weights, activations, .. } = self;
+        WeightProduct { kind: Product { weights, activations, epilogue }, features, columns: spec.columns }
+    }
+
+    /// The products of an op, in order.
+    fn products(self, program: &Program, op: &Op) -> Vec<WeightProduct> {
+        let product = |weight, epilogue| self.product(program, weight, epilogue);
+        match op {
+            Op::Matmul(op) => vec![product(op.weight, Epilogue::Store)],
+            Op::Logits(op) => vec![product(op.weight, Epilogue::Plain)],
+            Op::Qkv(op) => vec![product(op.weight, Epilogue::Plain)],
+            Op::SwiGlu(op) => vec![product(op.weight, Epilogue::SwiGlu)],
+            Op::Ffn(op) => vec![product(op.gate_up, Epilogue::SwiGlu), product(op.down, Epilogue::Store)],
+            Op::Embedding(_)
+            | Op::RmsNorm(_)
+            | Op::Rope(_)
+            | Op::Softmax(_)
+            | Op::Sdpa(_)
+            | Op::Attention(_)
+            | Op::Residual(_) => vec![],
+        }
+    }
+
+    /// The kernel of an op beside its products, where there is one that does not depend on the shape.
+    fn other(self, op: &Op) -> Option<KernelSpec> {
+        let Formats { weights, activations, cache } = self;
+        match op {
+            Op::Embedding(_) => Some(embedding::spec(weights, activations)),
+            Op::RmsNorm(op) => Some(norm::spec(activations, norm_addition(op))),
+            Op::Rope(_) => Some(rope::spec(activations)),
+            Op::Softmax(_) => Some(softmax::spec(activations)),
+            Op::Sdpa(_) => Some(sdpa::spec(activations)),
+            Op::Residual(_) => Some(elementwise::spec(activations)),
+            Op::Qkv(_) => Some(qkv::spec(activations, cache)),
+            Op::Attention(_) | Op::Matmul(_) | Op::SwiGlu(_) | Op::Ffn(_) | Op::Logits(_) => None,
+        }
+    }
+}
+
+/// What choices depend on beside the plan.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chooser {
+    device: Capabilities,
+    preferences: Preferences,
+}
+
+impl Chooser {
+    pub fn new(info: &DeviceInfo, preferences: Preferences) -> Chooser {
+        let DeviceInfo { multiprocessors, shared_per_block, .. } = *info;
+        Chooser { device: Capabilities { multiprocessors, shared_per_block }, preferences }
+    }
+
+    /// Bytes of shared memory that one block can have.
+    pub fn shared_per_block(&self) -> u32 {
+        self.device.shared_per_block
+    }
+}
+
+/// A product with one weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WeightProduct {
+    kind: Product,
+    pub features: usize,
+    pub columns: usize,
+}
+
+impl WeightProduct {
+    fn shape(self, rows: usize) -> Shape {
+        Shape { rows, features: self.features, columns: self.columns }
+    }
+
+    fn variant(self, rows: usize, chooser: &Chooser) -> Variant {
+        products::choose(self.kind, self.shape(rows), chooser.device, chooser.preferences)
+    }
+
+    /// The kernel for a number of rows, and its launch.
+    pub fn kernel(self, rows: usize, chooser: &Chooser) -> (KernelSpec, Launch) {
+        let variant = self.variant(rows, chooser);
+        let spec = products::spec(self.kind, variant, self.columns);
+        (spec, products::launch_shape(self.kind, variant, self.shape(rows)))
+    }
+
+    /// The kernels for all numbers of rows up to `most`.
+    fn kernels(self, most: usize, chooser: &Chooser) -> Vec<KernelSpec> {
+        let mut variants: Vec<Variant> = Vec::new();
+        for rows in 1..=most {
+            let variant = self.variant(rows, chooser);
+            if !variants.contains(&variant) {
+                variants.push(variant);
+            }
+        }
+        variants.into_iter().map(|variant| products::spec(self.kind, variant, self.columns)).collect()
+    }
+
+    fn why(self, rows: usize, chooser: &Chooser) -> String {
+        match (self.variant(rows, chooser), chooser.preferences.variant) {
+            (_, products::VariantPreference::SmallN | products::VariantPreference::Gemm) => {
+                "asked for by the preferred variant".to_owned()
+            }
+            (Variant::SmallN { bucket, .. }, _) => {
+                let most = chooser.preferences.small_n_max;
+                format!(
+                    "{rows} rows, at most {most}: weights stream once for up to {} of them",
+                    bucket.rows()
+                )
+            }
+            (Variant::Gemm { tile, .. }, _) => {
+                format!("{rows} rows: tiles of {tile} by {tile} reuse each weight")
+            }
+        }
+    }
+}
+
+/// Whether a norm adds a residual first.
+pub(crate) fn norm_addition(op: &op::RmsNorm) -> norm::Addition {
+    match op.residual {
+        Some(_) => norm::Addition::Residual,
+        None => norm::Addition::None,
+    }
+}
+
+/// Every kernel that runs within the limits may need.
+pub(crate) fn required_kernels(
+    plan: &Plan,
+    limits: &Limits,
+    kinds: &[AttentionKind],
+    chooser: &Chooser,
+) -> Vec<KernelSpec> {
+    let formats = Formats::of_plan(plan);
+    let mut all: Vec<KernelSpec> = Vec::new();
+    for step in &plan.program.steps {
+        let rows = match step.op {
+            Op::Logits(_) => limits.outputs,
+            _ => limits.rows,
+        };
+        let products = formats.products(&plan.program, &step.op);
+        let products = products.iter().flat_map(|product| product.kernels(rows, chooser));
+        let attention = match &step.op {
+            Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
+            _ => vec![],
+        };
+        for spec in products.chain(formats.other(&step.op)).chain(attention) {
+            if !all.contains(&spec) {
+                all.push(spec);
+            }
+        }
+    }
+    all
+}
+
+fn attention_kernels(formats: Formats, heads: Heads, kinds: &[AttentionKind]) -> Vec<KernelSpec> {
+    let Some(kind) = kinds.iter().find(|kind| kind.heads == heads) else { return vec![] };
+    let specs = attention::specs(formats.activations, formats.cache, heads, kind.route);
+    specs.rows.into_iter().flat_map(|(decode, merge)| [decode, merge]).chain(specs.tiles).collect()
+}
+
+/// The kernels of an op for a class of shapes, and what decided it.
+pub(crate) fn choose(
+    program: &Program,
+    op: &Op,
+    contract: &OpContract,
+    class: ShapeClass,
+    chooser: &Chooser,
+) -> KernelChoice {
+    let formats = Formats::of_contract(contract);
+    if let Op::Attention(op) = op {
+        return choose_attention(formats, op.heads, class, chooser);
+    }
+    let rows = typical_rows(class);
+    let products = formats.products(program, op);
+    let chosen: Vec<_> = products
+        .iter()
+        .map(|product| (product.kernel(rows, chooser).0, product.why(rows, chooser)))
+        .collect();
+    let why = match chosen.first() {
+        Some((_, why)) => why.clone(),
+        None => "the only variant".to_owned(),
+    };
+    let names = chosen.into_iter().map(|(spec, _)| spec).chain(formats.other(op));
+    let kernel = names.map(|spec| spec.to_string()).collect::<Vec<_>>().join(" + ");
+    KernelChoice { kernel, why }
+}
+
+/// The largest batch of a class, or for prefill a usual one.
+fn typical_rows(class: ShapeClass) -> usize {
+    match class {
+        ShapeClass::Decode => 1,
+        ShapeClass::SmallBatch => 16,
+        ShapeClass::Prefill => 512,
+    }
+}
+
+fn choose_attention(formats: Formats, heads: Heads, class: ShapeClass, chooser: &Chooser) -> KernelChoice {
+    let route = match attention::route(heads, formats.cache, chooser.shared_per_block()) {
+        Ok(route) => route,
+        Err(refusal) => return KernelChoice { kernel: "none".to_owned(), why: refusal.to_string() },
+    };
+    let specs = attention::specs(formats.activations, formats.cache, heads, route);
+    // Decode and small batches are rows of different sequences, prefill is many rows of one.
+    let by_rows = match route {
+        Route::Rows => true,
+        Route::Tiles => false,
+        Route::RowsAndTiles => class != ShapeClass::Prefill,
+    };
+    let why = match (route, by_rows) {
+        (Route::Rows, _) => "tiles of these heads do not fit the device's shared memory",
+        (Route::Tiles, _) => "too many query heads share a key head for the kernel of single rows",
+        (Route::RowsAndTiles, true) => "one row a sequence: spans of the cache are split over blocks",
+        (Route::RowsAndTiles, false) => "many rows a sequence: tiles of queries share each block of keys",
+    };
+    let kernels: Vec<KernelSpec> = match specs.rows {
+        Some((decode, merge)) if by_rows => vec![decode, merge],
+        _ => specs.tiles.into_iter().collect(),
+    };
+    let kernel = kernels.iter().map(KernelSpec::to_string).collect::<Vec<_>>().join(" + ");
+    KernelChoice { kernel, why: why.to_owned() }
+}

@@ -1,0 +1,327 @@
+//! A plan made ready for a GPU: weights, cache, values and scratch in its memory, every kernel loaded.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mantissa_ops::backend::{
+    LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError, Session, StepObserver, ValueReader,
+};
+use mantissa_ops::batch::{Batch, Limits};
+use mantissa_ops::load::check_kinds;
+use mantissa_ops::program::ValueRole;
+use mantissa_ops::{Op, Plan, TensorSource, ValueId};
+
+use crate::backend::Machine;
+use crate::batch::{AttentionKind, DeviceBatch, attention_heads, batch_bytes};
+use crate::cache::{KvCache, layout};
+use crate::device::{Device, HostBuffer, Stream};
+use crate::error::{CudaError, prepare_error};
+use crate::families::attention;
+use crate::kernels::Loaded;
+use crate::scratch::{Scratch, ScratchSizes};
+use crate::select::{Chooser, required_kernels};
+use crate::steps::Runner;
+use crate::tables::{RopeTables, table_bytes};
+use crate::values::{RunRows, Values, value_bytes};
+use crate::weights::{Loader, Weights, weight_bytes};
+
+/// A prepared plan. Fields that use the stream come before it, so that it is the last to go.
+pub(crate) struct CudaSession {
+    plan: Arc<Plan>,
+    limits: Limits,
+    report: LoadReport,
+    kernels: Loaded,
+    chooser: Chooser,
+    weights: Weights,
+    values: Values,
+    tables: Option<RopeTables>,
+    cache: Option<KvCache>,
+    scratch: Scratch,
+    sizes: ScratchSizes,
+    batch: DeviceBatch,
+    logits: HostBuffer,
+    logit_bytes: usize,
+    rows: RunRows,
+    stream: Arc<Stream>,
+    device: Device,
+}
+
+/// What a plan needs of the device's memory.
+struct Needs {
+    memory: MemoryUse,
+    /// Bytes of the cache for one token.
+    per_token: u64,
+}
+
+impl Needs {
+    fn of(plan: &Plan, limits: &Limits, sizes: &ScratchSizes, kinds: usize) -> Result<Needs, PrepareError> {
+        let mut memory = MemoryUse { weights: weight_bytes(plan), cache: 0, scratch: 0 };
+        if let Some(spec) = plan.program.cache {
+            let layout = layout(spec, plan.cache_format(), limits)?;
+            memory.cache = (layout.value_bytes() + layout.scale_bytes()) as u64;
+        }
+        let tables = plan.program.rope.as_ref().map_or(0, |spec| table_bytes(spec, limits.context));
+        memory.scratch = value_bytes(plan, limits) + sizes.total() + tables + batch_bytes(limits, kinds);
+        let tokens = (limits.pages * limits.page_size).max(1) as u64;
+        Ok(Needs { memory, per_token: memory.cache.div_ceil(tokens) })
+    }
+
+    /// Refuses before anything is loaded what cannot fit, and says what would.
+    fn check(&self, free: u64) -> Result<(), PrepareError> {
+        let MemoryUse { weights, scratch, .. } = self.memory;
+        let needed = self.memory.total();
+        if needed <= free {
+            return Ok(());
+        }
+        let room = free.saturating_sub(weights + scratch);
+        let fits = match room.checked_div(self.per_token) {
+            Some(tokens) if tokens > 0 => format!("a cache of up to {tokens} tokens would fit"),
+            _ if weights > free => "narrower weights or another device would fit".to_owned(),
+            _ => "smaller batches, a shorter context or narrower weights may fit".to_owned(),
+        };
+        Err(PrepareError::DeviceMemory { needed, parts: self.memory, free, fits })
+    }
+}
+
+impl CudaSession {
+    /// Loads kernels and weights and allocates everything.
+    pub fn prepare(
+        machine: &Machine,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<CudaSession, PrepareError> {
+        let Machine { device, store, chooser } = machine;
+        let limits = options.limits;
+        limits.check()?;
+        check_kinds(&plan.program)?;
+        check_overlap(&plan)?;
+        let kinds = attention_kinds(&plan, chooser)?;
+        let sizes = ScratchSizes::of(&plan, &limits, &kinds);
+        Needs::of(&plan, &limits, &sizes, kinds.len())?.check(device.free_memory())?;
+        let failed = |error| prepare_error("the session", error);
+        let started = Instant::now();
+        let stream = Arc::new(device.stream().map_err(failed)?);
+        let specs = required_kernels(&plan, &limits, &kinds, chooser);
+        let kernels = store.load(device, &specs).map_err(failed)?;
+        let mut report = LoadReport::default();
+        let loader = Loader { device, stream: &stream, source, overflow: options.overflow, progress };
+        let weights = Weights::load(&plan, &loader, &mut report)?;
+        let tables = match &plan.program.rope {
+            Some(spec) => Some(RopeTables::new(spec, limits.context, device, &stream)?),
+            None => None,
+        };
+        let cache = match plan.program.cache {
+            Some(spec) => Some(KvCache::new(spec, plan.cache_format(), &limits, device)?),
+            None => None,
+        };
+        let values = Values::new(&plan, &limits, device, &stream).map_err(failed)?;
+        let scratch = Scratch::new(sizes, device).map_err(failed)?;
+        let batch = DeviceBatch::new(device, &limits, kinds).map_err(failed)?;
+        let logits = device.allocate_host(logit_bytes(&plan, limits.outputs), "logits").map_err(failed)?;
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(CudaSession {
+            plan,
+            limits,
+            report,
+            kernels,
+            chooser: *chooser,
+            weights,
+            values,
+            tables,
+            cache,
+            scratch,
+            sizes,
+            batch,
+            logits,
+            logit_bytes: 0,
+            rows: RunRows::default(),
+            stream,
+            device: device.clone(),
+        })
+    }
+
+    fn execute(
+        &mut self,
+        batch: &Batch<'_>,
+        mut observer: Option<&mut dyn StepObserver>,
+    ) -> Result<(), RunError> {
+        batch.check(&self.limits, &self.plan.batch_rules())?;
+        let failed = |step: &str, error: String| RunError::Kernel { step: step.to_owned(), message: error };
+        let whole = |error: CudaError| failed("the run", error.to_string());
+        self.device.bind().map_err(whole)?;
+        self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
+        self.logit_bytes = 0;
+        self.batch.upload(batch, &self.stream).map_err(whole)?;
+        let plan = Arc::clone(&self.plan);
+        for (index, step) in plan.steps.iter().enumerate() {
+            if let Some(observer) = observer.as_deref_mut() {
+                observer.before_step(index);
+            }
+            self.runner(batch).step(step).map_err(|error| failed(&step.name, error.to_string()))?;
+            if let Some(observer) = observer.as_deref_mut() {
+                self.stream.synchronize().map_err(|error| failed(&step.name, error.to_string()))?;
+                observer.after_step(index, self);
+            }
+        }
+        match plan.program.logits() {
+            Some(logits) if self.rows.outputs > 0 => {
+                self.logit_bytes =
+                    self.values.download_f32(logits, self.rows.outputs, &mut self.logits).map_err(whole)?;
+                Ok(())
+            }
+            _ => self.stream.synchronize().map_err(whole),
+        }
+    }
+
+    fn runner<'a>(&'a self, batch: &'a Batch<'a>) -> Runner<'a> {
+        Runner {
+            plan: &self.plan,
+            stream: &self.stream,
+            kernels: &self.kernels,
+            chooser: &self.chooser,
+            weights: &self.weights,
+            values: &self.values,
+            tables: self.tables.as_ref(),
+            cache: self.cache.as_ref(),
+            scratch: &self.scratch,
+            batch,
+            uploaded: &self.batch,
+            rows: self.rows,
+        }
+    }
+}
+
+fn logit_bytes(plan: &Plan, outputs: usize) -> usize {
+    let width = plan.program.logits().map_or(0, |value| plan.program.value(value).width);
+    width.saturating_mul(size_of::<f32>()).saturating_mul(outputs)
+}
+
+/// The kernels that each kind of the program's attention takes on this device.
+fn attention_kinds(plan: &Plan, chooser: &Chooser) -> Result<Vec<AttentionKind>, PrepareError> {
+    let shared = chooser.shared_per_block();
+    let kind = |heads| {
+        let route = attention::route(heads, plan.cache_format(), shared)
+            .map_err(|error| PrepareError::Part { what: "attention", message: error.to_string() })?;
+        Ok(AttentionKind { heads, route })
+    };
+    attention_heads(&plan.program).into_iter().map(kind).collect()
+}
+
+/// Refuses steps that write what other blocks of the same launch still read.
+fn check_overlap(plan: &Plan) -> Result<(), PrepareError> {
+    for step in &plan.program.steps {
+        let out = step.op.output();
+        let overlaps = match &step.op {
+            // Each number is read by the thread that writes it.
+            Op::Residual(_) | Op::Softmax(_) => false,
+            Op::RmsNorm(op) => op.residual.is_some_and(|residual| residual == out || residual == op.input),
+            // The residual is read by the thread that writes its place.
+            Op::Matmul(op) => op.input == out,
+            Op::Ffn(op) => op.input == out,
+            op => op.inputs().contains(&out),
+        };
+        let role = plan.program.value(out).role;
+        let misplaced = (role == ValueRole::Logits) != matches!(step.op, Op::Logits(_));
+        let name = &plan.program.value(out).name;
+        let message = match (overlaps, misplaced) {
+            (true, _) => format!("step {} reads and writes value {name} at once", step.name),
+            (_, true) => format!("step {} cannot write value {name}: {role:?}", step.name),
+            _ => continue,
+        };
+        return Err(PrepareError::Part { what: "program", message });
+    }
+    Ok(())
+}
+
+impl ValueReader for CudaSession {
+    /// NaN where the device is lost: the next run says why.
+    fn read(&self, value: ValueId) -> Vec<f32> {
+        let read = self.device.bind().and_then(|()| self.values.decoded(value, self.rows));
+        read.unwrap_or_else(|_| {
+            let spec = self.plan.program.value(value);
+            let rows = match spec.role {
+                ValueRole::Activation => self.rows.tokens,
+                ValueRole::Logits => self.rows.outputs,
+            };
+            vec![f32::NAN; spec.width * rows]
+        })
+    }
+}
+
+impl Session for CudaSession {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn report(&self) -> &LoadReport {
+        &self.report
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let tables = self.tables.as_ref().map_or(0, RopeTables::bytes);
+        MemoryUse {
+            weights: self.weights.bytes(),
+            cache: self.cache.as_ref().map_or(0, KvCache::bytes),
+            scratch: self.values.bytes() + self.sizes.total() + tables + self.batch.bytes(),
+        }
+    }
+
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
+        self.execute(batch, None)
+    }
+
+    fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
+        self.execute(batch, Some(observer))
+    }
+
+    fn logits(&self) -> &[f32] {
+        // Page-locked memory is aligned, and the length is a whole number of f32.
+        bytemuck::try_cast_slice(&self.logits[..self.logit_bytes]).unwrap_or_default()
+    }
+
+    fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {
+        self.device
+            .bind()
+            .map_err(|error| RunError::Kernel { step: "write".to_owned(), message: error.to_string() })?;
+        self.values.write(value, numbers)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), RunError> {
+        let Some(cache) = &self.cache else { return Err(RunError::Page { page: from, pages: 0 }) };
+        let pages = cache.pages();
+        if let Some(page) = [from, to].into_iter().find(|&page| page as usize >= pages) {
+            return Err(RunError::Page { page, pages });
+        }
+        self.device.bind().and_then(|()| cache.copy_page(from as usize, to as usize, &self.stream)).map_err(
+            |error| RunError::Kernel { step: "copy of a page".to_owned(), message: error.to_string() },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needs(weights: u64, cache: u64, scratch: u64) -> Needs {
+        Needs { memory: MemoryUse { weights, cache, scratch }, per_token: 10 }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_would() {
+        assert_eq!(needs(500, 400, 100).check(1000), Ok(()));
+        let text = |needs: Needs, free| needs.check(free).unwrap_err().to_string();
+        assert_eq!(
+            text(needs(500, 400, 100), 940),
+            "out of device memory: the model needs 1000 bytes (weights 500, cache 400, values and scratch 100), and \
+             940 are free; a cache of up to 34 tokens would fit"
+        );
+        assert!(text(needs(500, 400, 100), 300).ends_with("narrower weights or another device would fit"));
+        assert!(text(needs(500, 400, 100), 605).contains("smaller batches"));
+    }
+}

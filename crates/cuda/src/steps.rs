@@ -1,0 +1,348 @@
+//! One step of a plan: from an op and the session's memory to launches.
+
+use mantissa_numerics::Format;
+use mantissa_ops::batch::Batch;
+use mantissa_ops::{Op, Plan, Step, ValueId, WeightId, op};
+
+use crate::batch::DeviceBatch;
+use crate::cache::KvCache;
+use crate::device::Stream;
+use crate::error::CudaError;
+use crate::families::attention;
+use crate::families::products::{self, Epilogue};
+use crate::families::{cache, elementwise, embedding, norm, qkv, rope, sdpa, softmax};
+use crate::kernel::{KernelSpec, Launch};
+use crate::kernels::Loaded;
+use crate::scratch::Scratch;
+use crate::select::{Chooser, Formats, norm_addition};
+use crate::tables::RopeTables;
+use crate::values::{Place, RunRows, Values, row_stride};
+use crate::weights::Weights;
+
+/// A step that cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    #[error(transparent)]
+    Device(#[from] CudaError),
+    /// Names a mistake in a program; the plan and the batch were checked.
+    #[error("the program has no {0}")]
+    Missing(&'static str),
+    /// Names a mistake of this crate: the kernels of a plan are loaded when it is prepared.
+    #[error("kernel {0} was not prepared")]
+    NotPrepared(String),
+}
+
+/// What a step works with.
+pub(crate) struct Runner<'a> {
+    pub plan: &'a Plan,
+    pub stream: &'a Stream,
+    pub kernels: &'a Loaded,
+    pub chooser: &'a Chooser,
+    pub weights: &'a Weights,
+    pub values: &'a Values,
+    pub tables: Option<&'a RopeTables>,
+    pub cache: Option<&'a KvCache>,
+    pub scratch: &'a Scratch,
+    pub batch: &'a Batch<'a>,
+    pub uploaded: &'a DeviceBatch,
+    pub rows: RunRows,
+}
+
+/// The output of a product, and what is added to it.
+struct Target {
+    epilogue: Epilogue,
+    address: u64,
+    stride: usize,
+    bias: Option<WeightId>,
+    residual: Option<ValueId>,
+    alpha: f32,
+}
+
+/// The input of a product.
+struct Source {
+    address: u64,
+    stride: usize,
+    /// Address of the numbers of the rows to use; null for all.
+    wanted: u64,
+    rows: usize,
+}
+
+impl Runner<'_> {
+    /// Launches the kernels of one step.
+    pub fn step(&self, step: &Step) -> Result<(), StepError> {
+        match &step.op {
+            Op::Embedding(op) => self.embedding(op),
+            Op::RmsNorm(op) => self.rms_norm(op),
+            Op::Rope(op) => self.rope(op),
+            Op::Softmax(op) => self.softmax(op),
+            Op::Sdpa(op) => self.sdpa(op),
+            Op::Matmul(op) => self.matmul(op),
+            Op::Qkv(op) => self.qkv(op),
+            Op::Attention(op) => self.attention(op),
+            Op::SwiGlu(op) => self.swiglu(op),
+            Op::Ffn(op) => self.ffn(op),
+            Op::Residual(op) => self.residual(op),
+            Op::Logits(op) => self.logits(op),
+        }
+    }
+
+    fn activations(&self) -> Format {
+        self.plan.policy.activations()
+    }
+
+    fn launch<P: Copy>(&self, spec: &KernelSpec, launch: Launch, args: &P) -> Result<(), StepError> {
+        let kernel = self.kernels.get(spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
+        Ok(self.stream.launch(kernel, launch, args)?)
+    }
+
+    fn embedding(&self, op: &op::Embedding) -> Result<(), StepError> {
+        let (table, out) = (self.weights.get(op.table), self.values.place(op.out));
+        let spec = embedding::spec(self.plan.policy.weights(), self.activations());
+        let args = embedding::Args {
+            batch: self.uploaded.view(),
+            table: table.address(),
+            out: out.address,
+            width: out.width,
+            table_stride: table.stride as u32,
+            out_stride: out.stride,
+            unused: 0,
+        };
+        self.launch(&spec, embedding::launch_shape(self.rows.tokens, out.width as usize), &args)
+    }
+
+    fn rms_norm(&self, op: &op::RmsNorm) -> Result<(), StepError> {
+        let (input, out) = (self.values.place(op.input), self.values.place(op.out));
+        let residual = op.residual.map(|residual| self.values.place(residual));
+        let args = norm::Args {
+            input: input.address,
+            residual: residual.map_or(0, |residual| residual.address),
+            weight: self.weights.get(op.weight).address(),
+            out: out.address,
+            width: out.width,
+            input_stride: input.stride,
+            residual_stride: residual.map_or(0, |residual| residual.stride),
+            out_stride: out.stride,
+            eps: op.eps,
+            unused: 0,
+        };
+        let spec = norm::spec(self.activations(), norm_addition(op));
+        self.launch(&spec, norm::launch_shape(self.rows.tokens), &args)
+    }
+
+    fn rope(&self, op: &op::Rope) -> Result<(), StepError> {
+        let tables = self.tables.ok_or(StepError::Missing("rotary embedding"))?;
+        let (input, out) = (self.values.place(op.input), self.values.place(op.out));
+        let args = rope::Args {
+            batch: self.uploaded.view(),
+            input: input.address,
+            out: out.address,
+            cos: tables.cos(),
+            sin: tables.sin(),
+            width: out.width,
+            head_dim: op.head_dim as u32,
+            pairs: tables.pairs,
+            context: tables.context,
+            input_stride: input.stride,
+            out_stride: out.stride,
+        };
+        let launch = rope::launch_shape(self.rows.tokens, out.width as usize);
+        self.launch(&rope::spec(self.activations()), launch, &args)
+    }
+
+    fn softmax(&self, op: &op::Softmax) -> Result<(), StepError> {
+        let (input, out) = (self.values.place(op.input), self.values.place(op.out));
+        let args = softmax::Args {
+            input: input.address,
+            out: out.address,
+            width: out.width,
+            input_stride: input.stride,
+            out_stride: out.stride,
+            scale: op.scale,
+        };
+        self.launch(&softmax::spec(self.activations()), softmax::launch_shape(self.rows.tokens), &args)
+    }
+
+    fn sdpa(&self, op: &op::Sdpa) -> Result<(), StepError> {
+        let [query, key, value, out] = [op.query, op.key, op.value, op.out].map(|id| self.values.place(id));
+        let rows = self.rows.tokens;
+        let args = sdpa::Args {
+            batch: self.uploaded.view(),
+            query: query.address,
+            key: key.address,
+            value: value.address,
+            out: out.address,
+            scores: self.scratch.floats.address(),
+            rows: rows as u32,
+            query_heads: op.heads.query as u32,
+            group: (op.heads.query / op.heads.key_value.max(1)) as u32,
+            dim: op.heads.dim as u32,
+            query_stride: query.stride,
+            key_stride: key.stride,
+            value_stride: value.stride,
+            out_stride: out.stride,
+            score_stride: rows as u32,
+            window: cache::window(op.mask),
+            scale: op.scale,
+            unused: 0,
+        };
+        self.launch(&sdpa::spec(self.activations()), sdpa::launch_shape(op.heads, rows), &args)
+    }
+
+    fn residual(&self, op: &op::Residual) -> Result<(), StepError> {
+        let [left, right, out] = [op.left, op.right, op.out].map(|id| self.values.place(id));
+        let args = elementwise::Args {
+            left: left.address,
+            right: right.address,
+            out: out.address,
+            width: out.width,
+            left_stride: left.stride,
+            right_stride: right.stride,
+            out_stride: out.stride,
+        };
+        let launch = elementwise::launch_shape(self.rows.tokens, out.width as usize);
+        self.launch(&elementwise::spec(self.activations()), launch, &args)
+    }
+
+    /// All rows of a value.
+    fn all_rows(&self, value: ValueId) -> Source {
+        let Place { address, stride, .. } = self.values.place(value);
+        Source { address, stride: stride as usize, wanted: 0, rows: self.rows.tokens }
+    }
+
+    /// A value that takes a product's result.
+    fn store(&self, out: ValueId, epilogue: Epilogue) -> Target {
+        let Place { address, stride, .. } = self.values.place(out);
+        Target { epilogue, address, stride: stride as usize, bias: None, residual: None, alpha: 1.0 }
+    }
+
+    fn product(&self, weight: WeightId, input: Source, target: Target) -> Result<(), StepError> {
+        let matrix = self.weights.get(weight);
+        let product = Formats::of_plan(self.plan).product(&self.plan.program, weight, target.epilogue);
+        let residual = target.residual.map(|residual| self.values.place(residual));
+        let args = products::ProductArgs {
+            weights: matrix.address(),
+            input: input.address,
+            wanted: input.wanted,
+            bias: target.bias.map_or(0, |bias| self.weights.get(bias).address()),
+            residual: residual.map_or(0, |residual| residual.address),
+            out: target.address,
+            weight_stride: matrix.stride as u64,
+            input_stride: input.stride as u64,
+            residual_stride: residual.map_or(0, |residual| u64::from(residual.stride)),
+            out_stride: target.stride as u64,
+            features: product.features as u32,
+            columns: product.columns as u32,
+            rows: input.rows as u32,
+            alpha: target.alpha,
+        };
+        let (spec, launch) = product.kernel(input.rows, self.chooser);
+        self.launch(&spec, launch, &args)
+    }
+
+    fn matmul(&self, op: &op::Matmul) -> Result<(), StepError> {
+        let target = self.store(op.out, Epilogue::Store);
+        let target = Target { bias: op.bias, residual: op.residual, alpha: op.alpha, ..target };
+        self.product(op.weight, self.all_rows(op.input), target)
+    }
+
+    fn swiglu(&self, op: &op::SwiGlu) -> Result<(), StepError> {
+        self.product(op.weight, self.all_rows(op.input), self.store(op.out, Epilogue::SwiGlu))
+    }
+
+    fn ffn(&self, op: &op::Ffn) -> Result<(), StepError> {
+        let intermediate = self.scratch.activations.address();
+        let stride = row_stride(self.weights.get(op.down).columns, self.activations());
+        let activated = Target { address: intermediate, stride, ..self.store(op.out, Epilogue::SwiGlu) };
+        self.product(op.gate_up, self.all_rows(op.input), activated)?;
+        let input = Source { address: intermediate, stride, wanted: 0, rows: self.rows.tokens };
+        let target = Target { residual: op.residual, ..self.store(op.out, Epilogue::Store) };
+        self.product(op.down, input, target)
+    }
+
+    fn logits(&self, op: &op::Logits) -> Result<(), StepError> {
+        let wanted = self.uploaded.view().outputs;
+        let input = Source { wanted, rows: self.rows.outputs, ..self.all_rows(op.input) };
+        if input.rows == 0 {
+            return Ok(());
+        }
+        self.product(op.weight, input, self.store(op.out, Epilogue::Plain))
+    }
+
+    fn qkv(&self, op: &op::Qkv) -> Result<(), StepError> {
+        let kv = self.cache.ok_or(StepError::Missing("KV cache"))?;
+        let products = self.scratch.floats.address();
+        let stride = row_stride(self.weights.get(op.weight).rows, Format::F32);
+        let query = self.values.place(op.query);
+        let target = Target { address: products, stride, ..self.store(op.query, Epilogue::Plain) };
+        self.product(op.weight, self.all_rows(op.input), target)?;
+        let address = |id: WeightId| self.weights.get(id).address();
+        let norms = op.head_norms;
+        let args = qkv::Args {
+            batch: self.uploaded.view(),
+            cache: kv.layer(op.layer),
+            products,
+            bias: op.bias.map_or(0, address),
+            query_norm: norms.map_or(0, |norms| address(norms.query)),
+            key_norm: norms.map_or(0, |norms| address(norms.key)),
+            cos: self.tables.map_or(0, RopeTables::cos),
+            sin: self.tables.map_or(0, RopeTables::sin),
+            query: query.address,
+            product_stride: stride as u32,
+            query_stride: query.stride,
+            query_heads: op.heads.query as u32,
+            key_heads: op.heads.key_value as u32,
+            dim: op.heads.dim as u32,
+            pairs: self.tables.map_or(0, |tables| tables.pairs),
+            context: self.tables.map_or(0, |tables| tables.context),
+            eps: norms.map_or(0.0, |norms| norms.eps),
+        };
+        let spec = qkv::spec(self.activations(), kv.format);
+        self.launch(&spec, qkv::launch_shape(op.heads, self.rows.tokens), &args)
+    }
+
+    fn attention(&self, op: &op::Attention) -> Result<(), StepError> {
+        let kv = self.cache.ok_or(StepError::Missing("KV cache"))?;
+        let kind = self.uploaded.kind(op.heads).ok_or(StepError::Missing("division of attention"))?;
+        let (index, kind, rows, tiles) = kind;
+        let work = &self.uploaded.work[index];
+        let (query, out) = (self.values.place(op.query), self.values.place(op.out));
+        let specs = attention::specs(self.activations(), kv.format, op.heads, kind.route);
+        let spans = work.spans(self.batch, op.mask);
+        let args = attention::Args {
+            batch: self.uploaded.view(),
+            cache: kv.layer(op.layer),
+            query: query.address,
+            out: out.address,
+            parts: self.scratch.parts.address(),
+            part_softmax: self.scratch.part_softmax.address(),
+            rows,
+            tiles,
+            query_stride: query.stride,
+            out_stride: out.stride,
+            query_heads: op.heads.query as u32,
+            group: (op.heads.query / op.heads.key_value.max(1)) as u32,
+            window: cache::window(op.mask),
+            spans: spans as u32,
+            scale: op.scale,
+            unused: 0,
+        };
+        if let Some((decode, merge)) = &specs.rows {
+            let at_once = attention::rows_at_once(op.heads, spans);
+            for first in (0..work.rows.len()).step_by(at_once) {
+                let count = at_once.min(work.rows.len() - first);
+                let args = attention::Args { rows: rows + (first * size_of::<u32>()) as u64, ..args };
+                self.launch(decode, attention::decode_launch(op.heads, kv.format, count, spans), &args)?;
+                if spans > 1 {
+                    self.launch(merge, attention::merge_launch(op.heads, count), &args)?;
+                }
+            }
+        }
+        match &specs.tiles {
+            Some(tiles) => {
+                let launch = attention::prefill_launch(op.heads, work.tiles.len());
+                self.launch(tiles, launch, &args)
+            }
+            None => Ok(()),
+        }
+    }
+}
