@@ -20,8 +20,10 @@ pub enum SourceFile {
     Elementwise,
     Embedding,
     Norm,
-    ProductFma,
-    ProductMma,
+    ProductFmaGemm,
+    ProductFmaSmall,
+    ProductMmaGemm,
+    ProductMmaSmall,
     Qkv,
     Rope,
     Sdpa,
@@ -31,15 +33,17 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 13] = [
+    pub const ALL: [SourceFile; 15] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
         SourceFile::Elementwise,
         SourceFile::Embedding,
         SourceFile::Norm,
-        SourceFile::ProductFma,
-        SourceFile::ProductMma,
+        SourceFile::ProductFmaGemm,
+        SourceFile::ProductFmaSmall,
+        SourceFile::ProductMmaGemm,
+        SourceFile::ProductMmaSmall,
         SourceFile::Qkv,
         SourceFile::Rope,
         SourceFile::Sdpa,
@@ -56,8 +60,10 @@ impl SourceFile {
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
             SourceFile::Norm => "norm",
-            SourceFile::ProductFma => "product_fma",
-            SourceFile::ProductMma => "product_mma",
+            SourceFile::ProductFmaGemm => "product_fma_gemm",
+            SourceFile::ProductFmaSmall => "product_fma_small",
+            SourceFile::ProductMmaGemm => "product_mma_gemm",
+            SourceFile::ProductMmaSmall => "product_mma_small",
             SourceFile::Qkv => "qkv",
             SourceFile::Rope => "rope",
             SourceFile::Sdpa => "sdpa",
@@ -81,8 +87,22 @@ impl SourceFile {
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
             SourceFile::Norm => include_str!("../kernels/norm.cu"),
-            SourceFile::ProductFma => include_str!("../kernels/product_fma.cu"),
-            SourceFile::ProductMma => include_str!("../kernels/product_mma.cu"),
+            SourceFile::ProductFmaGemm => {
+                concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/product_fma_gemm.cu"))
+            }
+            SourceFile::ProductFmaSmall => {
+                concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/product_fma_small.cu"))
+            }
+            SourceFile::ProductMmaGemm => concat!(
+                include_str!("../kernels/product.cuh"),
+                include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_mma_gemm.cu")
+            ),
+            SourceFile::ProductMmaSmall => concat!(
+                include_str!("../kernels/product.cuh"),
+                include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_mma_small.cu")
+            ),
             SourceFile::Qkv => {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/qkv.cu"))
             }

@@ -12,6 +12,7 @@ pub mod cache;
 pub mod elementwise;
 pub mod embedding;
 pub mod norm;
+pub mod products;
 pub mod qkv;
 pub mod rope;
 pub mod sdpa;

@@ -1,0 +1,355 @@
+//! Products with weights: `kernels/product_*.cu`. Matmul, the projections of qkv, SwiGLU, both halves of the FFN, and
+//! logits.
+//!
+//! Two formats decide the unit and with it the contract ([`compute`]); number of rows, shape and device only decide
+//! the [`Variant`], which never changes a bit of the result.
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::{Compute, Merge, Order};
+
+use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
+
+/// Columns of a segment of the tensor-core products.
+pub const SEGMENT: usize = 256;
+
+/// Arguments of the kernels; strides in values. `wanted`, `bias` and `residual` may be null.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the kernels' file says what they are")]
+pub struct ProductArgs {
+    pub weights: u64,
+    pub input: u64,
+    pub wanted: u64,
+    pub bias: u64,
+    pub residual: u64,
+    pub out: u64,
+    pub weight_stride: u64,
+    pub input_stride: u64,
+    pub residual_stride: u64,
+    pub out_stride: u64,
+    pub features: u32,
+    pub columns: u32,
+    pub rows: u32,
+    pub alpha: f32,
+}
+
+/// What becomes of a sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// `alpha * sum + bias + residual`, rounded once to the format of activations.
+    Store,
+    /// `silu(gate) * up`, rounded once to the format of activations; the weights have two rows for each output.
+    SwiGlu,
+    /// Stored in f32: logits, and what the qkv epilogue goes on with.
+    Plain,
+}
+
+/// What a product multiplies, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Format of the weights.
+    pub weights: Format,
+    /// Format of the activations.
+    pub activations: Format,
+    /// What becomes of the sums.
+    pub epilogue: Epilogue,
+}
+
+/// The sizes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of the result.
+    pub rows: usize,
+    /// Columns of the result: half the rows of the weights for SwiGLU, all of them otherwise.
+    pub features: usize,
+    /// Columns of the weights.
+    pub columns: usize,
+}
+
+/// What the choice asks of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block can have.
+    pub shared_per_block: u32,
+}
+
+/// Which kind of variant a user wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VariantPreference {
+    /// By the number of rows.
+    #[default]
+    Auto,
+    /// Always the one for few rows.
+    SmallN,
+    /// Always the tiled one.
+    Gemm,
+}
+
+/// Preferences about products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preferences {
+    /// The kind of variant.
+    pub variant: VariantPreference,
+    /// Most rows for which [`VariantPreference::Auto`] takes the variant for few rows.
+    pub small_n_max: usize,
+}
+
+impl Default for Preferences {
+    fn default() -> Preferences {
+        Preferences { variant: VariantPreference::Auto, small_n_max: 32 }
+    }
+}
+
+/// Rows of the result that one pass over the weights serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the numbers are the names")]
+pub enum Bucket {
+    One,
+    Two,
+    Four,
+    Eight,
+    Sixteen,
+    ThirtyTwo,
+}
+
+impl Bucket {
+    /// Rows.
+    pub const fn rows(self) -> u32 {
+        match self {
+            Bucket::One => 1,
+            Bucket::Two => 2,
+            Bucket::Four => 4,
+            Bucket::Eight => 8,
+            Bucket::Sixteen => 16,
+            Bucket::ThirtyTwo => 32,
+        }
+    }
+
+    /// The smallest of `choices`, which ascend, that holds `rows`, or the last one.
+    fn holding(rows: usize, choices: &[Bucket]) -> Bucket {
+        let fits = choices.iter().find(|bucket| bucket.rows() as usize >= rows);
+        fits.or(choices.last()).copied().unwrap_or(Bucket::Eight)
+    }
+}
+
+/// A kernel that computes a product. All of them give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Weights stream once past up to a bucket of rows.
+    SmallN {
+        /// Rows of the result per pass.
+        bucket: Bucket,
+        /// Rows of the weights that a block (matrix units) or a warp (FMA) computes together.
+        weight_rows: u32,
+        /// How warps share segments; of no account for FMA.
+        rounds: Rounds,
+    },
+    /// Square tiles through shared memory.
+    Gemm {
+        /// Side of a tile.
+        tile: u32,
+        /// Tiles of shared memory in flight; of no account for FMA.
+        stages: u32,
+    },
+}
+
+/// How the warps of a block share the segments of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rounds {
+    /// One each: nothing that comes after it is loaded ahead.
+    Single,
+    /// In turns.
+    Several,
+}
+
+/// The arithmetic unit of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Matrix,
+    Fma,
+}
+
+impl Product {
+    fn unit(self) -> Unit {
+        match (self.weights, self.activations) {
+            (Format::F16, Format::F16) | (Format::Bf16, Format::Bf16) => Unit::Matrix,
+            _ => Unit::Fma,
+        }
+    }
+
+    /// Rows of the weights for each output.
+    fn parts(self) -> u32 {
+        match self.epilogue {
+            Epilogue::SwiGlu => 2,
+            Epilogue::Store | Epilogue::Plain => 1,
+        }
+    }
+}
+
+/// How products of these formats are formed and in which order they are added.
+///
+/// Matrix units: segments of [`SEGMENT`] columns. Within a segment steps of sixteen products ascend over groups of 32
+/// columns; the first step of a group takes the columns `k` with `k / 4` even, the second the others.
+///
+/// FMA: 32 chains over groups of as many columns as 16 bytes of a weight row hold, added ascending.
+pub fn compute(weights: Format, activations: Format) -> (Compute, Order) {
+    match (Product { weights, activations, epilogue: Epilogue::Plain }).unit() {
+        Unit::Matrix => (Compute::MatrixUnits { depth: 16 }, Order::Segments { length: SEGMENT }),
+        Unit::Fma => {
+            let group = 128 / weights.bits() as usize;
+            (Compute::F32Fma, Order::Lanes { lanes: 32, group, merge: Merge::Ascending })
+        }
+    }
+}
+
+/// The variant for a product of this shape on this device.
+pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences: Preferences) -> Variant {
+    let small = match preferences.variant {
+        VariantPreference::Auto => shape.rows <= preferences.small_n_max,
+        VariantPreference::SmallN => true,
+        VariantPreference::Gemm => false,
+    };
+    match (small, product.unit()) {
+        (true, Unit::Matrix) => small_matrix(product, shape, device),
+        (true, Unit::Fma) => small_fma(product, shape),
+        (false, _) => gemm(product, shape, device),
+    }
+}
+
+fn small_matrix(product: Product, shape: Shape, device: Capabilities) -> Variant {
+    let bucket = Bucket::holding(shape.rows, &[Bucket::Eight, Bucket::Sixteen, Bucket::ThirtyTwo]);
+    let tiles = |rows: usize| shape.features.div_ceil(rows / product.parts() as usize);
+    let all = device.multiprocessors as usize;
+    // Half tiles where whole ones would leave multiprocessors idle; double ones where rows of the input are many, so
+    // that loads of them serve twice.
+    let weight_rows = match bucket {
+        Bucket::ThirtyTwo if tiles(32) >= all => 32,
+        Bucket::ThirtyTwo => 16,
+        _ if product.epilogue != Epilogue::SwiGlu && tiles(16) < all => 8,
+        _ => 16,
+    };
+    let single = shape.columns.div_ceil(SEGMENT) <= most_warps(bucket, weight_rows, Rounds::Single) as usize;
+    let rounds = if single { Rounds::Single } else { Rounds::Several };
+    Variant::SmallN { bucket, weight_rows, rounds }
+}
+
+/// Warps of a tensor-core block for few rows: as many as have registers for it.
+fn most_warps(bucket: Bucket, weight_rows: u32, rounds: Rounds) -> u32 {
+    match (bucket, rounds, weight_rows) {
+        (Bucket::ThirtyTwo, _, 32) => 8,
+        (Bucket::ThirtyTwo, _, _) => 12,
+        (_, Rounds::Single, _) => 16,
+        (Bucket::Sixteen, Rounds::Several, _) => 8,
+        (_, Rounds::Several, 8) => 16,
+        (_, Rounds::Several, _) => 12,
+    }
+}
+
+fn small_fma(product: Product, shape: Shape) -> Variant {
+    let bucket = Bucket::holding(shape.rows, &[Bucket::One, Bucket::Two, Bucket::Four, Bucket::Eight]);
+    let weight_rows = match (bucket, product.epilogue) {
+        (Bucket::Eight, _) => 4,
+        // One warp for each row where rows are few.
+        (Bucket::One, Epilogue::Store | Epilogue::Plain) if shape.features < 8192 => 1,
+        _ => 2,
+    };
+    Variant::SmallN { bucket, weight_rows, rounds: Rounds::Several }
+}
+
+fn gemm(product: Product, shape: Shape, device: Capabilities) -> Variant {
+    let tiles =
+        |side: usize| shape.features.div_ceil(side / product.parts() as usize) * shape.rows.div_ceil(side);
+    let tile = if tiles(128) >= device.multiprocessors as usize { 128 } else { 64 };
+    let stages = if tile == 64 || device.shared_per_block >= 4 * stage_bytes(tile) { 4 } else { 3 };
+    Variant::Gemm { tile, stages }
+}
+
+/// Bytes of one stage of the tensor-core tiles: 64 columns of both operands.
+const fn stage_bytes(tile: u32) -> u32 {
+    2 * tile * 64 * 2
+}
+
+/// Warps of a block of the FMA kernel for few rows.
+const FMA_WARPS: u32 = 4;
+
+/// The kernel of a variant for products over `columns` columns.
+pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
+    let epilogue = match product.epilogue {
+        Epilogue::Store => 0,
+        Epilogue::SwiGlu => 1,
+        Epilogue::Plain => 2,
+    };
+    let mut aliases = vec![
+        Alias::format("W", product.weights),
+        Alias::format("A", product.activations),
+        Alias::count("EPILOGUE", epilogue),
+        Alias::count("RAGGED", u32::from(!columns.is_multiple_of(8))),
+        Alias::count("DEPENDENT", 0),
+    ];
+    let mut count = |name, count| aliases.push(Alias::count(name, count));
+    let (file, entry) = match (variant, product.unit()) {
+        (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) => {
+            count("MTILES", weight_rows.div_ceil(16));
+            count("NTILES", bucket.rows().div_ceil(8));
+            count("HALF", u32::from(weight_rows == 8));
+            count("WARPS", most_warps(bucket, weight_rows, rounds));
+            count("SINGLE", u32::from(rounds == Rounds::Single));
+            (SourceFile::ProductMmaSmall, "product_small")
+        }
+        (Variant::SmallN { bucket, weight_rows, .. }, Unit::Fma) => {
+            count("ROWS", weight_rows);
+            count("TOKENS", bucket.rows());
+            count("WARPS", FMA_WARPS);
+            (SourceFile::ProductFmaSmall, "product_small")
+        }
+        (Variant::Gemm { tile, stages }, Unit::Matrix) => {
+            count("FEATURE_TILE", tile);
+            count("TOKEN_TILE", tile);
+            count("WARP_FEATURES", tile / 2);
+            count("WARP_TOKENS", 32);
+            count("STAGES", stages);
+            (SourceFile::ProductMmaGemm, "product_gemm")
+        }
+        (Variant::Gemm { tile, .. }, Unit::Fma) => {
+            count("TILE", tile);
+            (SourceFile::ProductFmaGemm, "product_gemm")
+        }
+    };
+    KernelSpec { file, entry, aliases }
+}
+
+/// The launch of a variant. A shape without rows has a grid without blocks.
+pub fn launch_shape(product: Product, variant: Variant, shape: Shape) -> Launch {
+    let blocks = |values: usize, each: u32| values.div_ceil(each as usize) as u32;
+    let parts = product.parts();
+    match (variant, product.unit()) {
+        (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) => {
+            let segments = blocks(shape.columns, SEGMENT as u32).max(1);
+            // As few rounds as possible, and as few warps as need no more rounds.
+            let rounds = segments.div_ceil(most_warps(bucket, weight_rows, rounds));
+            let warps = segments.div_ceil(rounds);
+            let grid = [blocks(shape.features, weight_rows / parts), blocks(shape.rows, bucket.rows()), 1];
+            Launch { grid, block: warps * 32, shared: 0 }
+        }
+        (Variant::SmallN { bucket, weight_rows, .. }, Unit::Fma) => {
+            let features = FMA_WARPS * weight_rows / parts;
+            let grid = [blocks(shape.features, features), blocks(shape.rows, bucket.rows()), 1];
+            Launch { grid, block: FMA_WARPS * 32, shared: 0 }
+        }
+        (Variant::Gemm { tile, stages }, unit) => {
+            let grid = [blocks(shape.rows, tile), blocks(shape.features, tile / parts), 1];
+            match unit {
+                // Warps of `tile / 2` by 32.
+                Unit::Matrix => {
+                    Launch { grid, block: tile / 32 * 2 * 32, shared: stages * stage_bytes(tile) }
+                }
+                Unit::Fma => Launch { grid, block: 256, shared: 0 },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

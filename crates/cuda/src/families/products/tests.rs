@@ -1,0 +1,165 @@
+use std::collections::HashSet;
+
+use super::*;
+
+const H200: Capabilities = Capabilities { multiprocessors: 132, shared_per_block: 227 * 1024 };
+const RTX: Capabilities = Capabilities { multiprocessors: 170, shared_per_block: 99 * 1024 };
+const FORMATS: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
+const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::SwiGlu, Epilogue::Plain];
+const WIDTHS: [usize; 9] = [1, 8, 63, 130, 896, 4864, 8192, 16_384, 151_936];
+
+fn product(format: Format, epilogue: Epilogue) -> Product {
+    Product { weights: format, activations: format, epilogue }
+}
+
+fn auto(product: Product, shape: [usize; 3]) -> Variant {
+    choose(product, shaped(shape), H200, Preferences::default())
+}
+
+fn shaped([rows, features, columns]: [usize; 3]) -> Shape {
+    Shape { rows, features, columns }
+}
+
+fn small(bucket: Bucket, weight_rows: u32, rounds: Rounds) -> Variant {
+    Variant::SmallN { bucket, weight_rows, rounds }
+}
+
+/// Every product, shape and device of the tests, with its variant.
+fn all() -> Vec<(Product, Shape, Capabilities, Variant)> {
+    let mut all = Vec::new();
+    for weights in FORMATS {
+        for activations in FORMATS {
+            for epilogue in EPILOGUES {
+                let product = Product { weights, activations, epilogue };
+                for rows in [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 129, 512, 8192] {
+                    for features in WIDTHS {
+                        for columns in WIDTHS {
+                            for device in [H200, RTX] {
+                                let shape = Shape { rows, features, columns };
+                                let variant = choose(product, shape, device, Preferences::default());
+                                all.push((product, shape, device, variant));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn arguments_are_laid_out_as_the_kernel_declares_them() {
+    assert_eq!((size_of::<ProductArgs>(), align_of::<ProductArgs>()), (96, 8));
+    assert_eq!(std::mem::offset_of!(ProductArgs, weight_stride), 48);
+    assert_eq!(std::mem::offset_of!(ProductArgs, features), 80);
+    assert_eq!(std::mem::offset_of!(ProductArgs, alpha), 92);
+}
+
+#[test]
+fn decode_shapes_of_qwen_and_llama() {
+    use Bucket::{Eight, One, Sixteen, ThirtyTwo};
+    use Rounds::{Several, Single};
+    let store = product(Format::Bf16, Epilogue::Store);
+    // 56 tiles of sixteen rows would leave more than half of the chip idle.
+    assert_eq!(auto(store, [1, 896, 896]), small(Eight, 8, Single));
+    assert_eq!(auto(store, [1, 896, 4864]), small(Eight, 8, Several));
+    assert_eq!(auto(store, [8, 2048, 2048]), small(Eight, 8, Single));
+    assert_eq!(auto(store, [1, 3072, 2048]), small(Eight, 16, Single));
+    assert_eq!(auto(store, [9, 151_936, 896]), small(Sixteen, 16, Single));
+    assert_eq!(auto(store, [17, 896, 896]), small(ThirtyTwo, 16, Single));
+    assert_eq!(auto(store, [32, 8192, 2048]), small(ThirtyTwo, 32, Single));
+    assert_eq!(auto(product(Format::F16, Epilogue::SwiGlu), [1, 64, 896]), small(Eight, 16, Single));
+    assert_eq!(auto(product(Format::F32, Epilogue::Store), [1, 896, 896]), small(One, 1, Several));
+    assert_eq!(auto(product(Format::F32, Epilogue::Plain), [1, 151_936, 896]), small(One, 2, Several));
+    assert_eq!(auto(product(Format::F32, Epilogue::SwiGlu), [1, 4864, 896]), small(One, 2, Several));
+    assert_eq!(auto(product(Format::F32, Epilogue::Store), [20, 896, 896]), small(Eight, 4, Several));
+}
+
+#[test]
+fn many_rows_are_tiled() {
+    let store = product(Format::F16, Epilogue::Store);
+    assert_eq!(auto(store, [33, 896, 896]), Variant::Gemm { tile: 64, stages: 4 });
+    assert_eq!(auto(store, [2048, 2048, 2048]), Variant::Gemm { tile: 128, stages: 4 });
+    let tiled = choose(store, shaped([2048, 2048, 2048]), RTX, Preferences::default());
+    assert_eq!(tiled, Variant::Gemm { tile: 128, stages: 3 });
+}
+
+#[test]
+fn preferences_decide() {
+    let store = product(Format::Bf16, Epilogue::Store);
+    let gemm = Preferences { variant: VariantPreference::Gemm, ..Preferences::default() };
+    let small = Preferences { variant: VariantPreference::SmallN, ..Preferences::default() };
+    let limit = Preferences { small_n_max: 4, ..Preferences::default() };
+    let kind = |rows, preferences| {
+        matches!(choose(store, shaped([rows, 896, 896]), H200, preferences), Variant::SmallN { .. })
+    };
+    assert_eq!([1, 100].map(|rows| kind(rows, gemm)), [false, false]);
+    assert_eq!([1, 100].map(|rows| kind(rows, small)), [true, true]);
+    assert_eq!([4, 5].map(|rows| kind(rows, limit)), [true, false]);
+}
+
+#[test]
+fn launches_cover_every_output_within_the_limits_of_a_block() {
+    for (product, shape, device, variant) in all() {
+        let launch = launch_shape(product, variant, shape);
+        let [features, rows] = match variant {
+            Variant::SmallN { bucket, weight_rows, .. } => {
+                let warps = if product.unit() == Unit::Fma { FMA_WARPS } else { 1 };
+                let features = weight_rows * warps / product.parts();
+                [(launch.grid[0], features), (launch.grid[1], bucket.rows())]
+            }
+            Variant::Gemm { tile, .. } => [(launch.grid[1], tile / product.parts()), (launch.grid[0], tile)],
+        };
+        for ((blocks, each), wanted) in [(features, shape.features), (rows, shape.rows)] {
+            let (blocks, each) = (blocks as usize, each as usize);
+            assert!(blocks * each >= wanted && (blocks - 1) * each < wanted, "{variant:?} {shape:?}");
+        }
+        assert!(launch.grid[1] <= 65_535 && launch.block <= 512, "{launch:?}");
+        assert!(launch.shared <= device.shared_per_block, "{launch:?}");
+        if let (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) = (variant, product.unit()) {
+            let warps = launch.block / 32;
+            assert!(warps <= most_warps(bucket, weight_rows, rounds));
+            let one_each = warps as usize == shape.columns.div_ceil(SEGMENT);
+            assert!(rounds == Rounds::Several || one_each, "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn no_rows_launch_no_blocks() {
+    let store = product(Format::F16, Epilogue::Store);
+    let shape = shaped([0, 896, 896]);
+    let variant = choose(store, shape, H200, Preferences::default());
+    assert!(launch_shape(store, variant, shape).grid.contains(&0));
+}
+
+#[test]
+fn different_kernels_have_different_names() {
+    let mut kernels = HashSet::new();
+    for (product, shape, _, variant) in all() {
+        let unit = product.unit();
+        let variant = match (variant, unit) {
+            // Of no account there.
+            (Variant::Gemm { tile, .. }, Unit::Fma) => Variant::Gemm { tile, stages: 0 },
+            (variant, _) => variant,
+        };
+        kernels.insert((product, variant, shape.columns.is_multiple_of(8)));
+    }
+    let names: HashSet<String> = kernels
+        .iter()
+        .map(|&(product, variant, even)| spec(product, variant, if even { 8 } else { 9 }).to_string())
+        .collect();
+    assert_eq!(names.len(), kernels.len());
+}
+
+#[test]
+fn the_contract_follows_from_the_formats() {
+    let segments = (Compute::MatrixUnits { depth: 16 }, Order::Segments { length: 256 });
+    let chains = |group| (Compute::F32Fma, Order::Lanes { lanes: 32, group, merge: Merge::Ascending });
+    assert_eq!(compute(Format::Bf16, Format::Bf16), segments);
+    assert_eq!(compute(Format::F16, Format::F16), segments);
+    assert_eq!(compute(Format::F32, Format::Bf16), chains(4));
+    assert_eq!(compute(Format::Bf16, Format::F32), chains(8));
+    assert_eq!(compute(Format::F16, Format::Bf16), chains(8));
+}
