@@ -17,6 +17,7 @@ pub enum SourceFile {
     AttentionDecode,
     AttentionMerge,
     AttentionPrefill,
+    Ceilings,
     Elementwise,
     Embedding,
     Norm,
@@ -33,10 +34,11 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 15] = [
+    pub const ALL: [SourceFile; 16] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
+        SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
         SourceFile::Norm,
@@ -57,6 +59,7 @@ impl SourceFile {
             SourceFile::AttentionDecode => "attention_decode",
             SourceFile::AttentionMerge => "attention_merge",
             SourceFile::AttentionPrefill => "attention_prefill",
+            SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
             SourceFile::Norm => "norm",
@@ -83,6 +86,9 @@ impl SourceFile {
             }
             SourceFile::AttentionPrefill => {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_prefill.cu"))
+            }
+            SourceFile::Ceilings => {
+                concat!(include_str!("../kernels/product_mma.cuh"), include_str!("../kernels/ceilings.cu"))
             }
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),

@@ -9,6 +9,7 @@ use crate::kernel::Launch;
 pub mod attention;
 pub mod batch;
 pub mod cache;
+pub mod ceilings;
 pub mod elementwise;
 pub mod embedding;
 pub mod norm;

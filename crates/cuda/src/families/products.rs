@@ -218,6 +218,23 @@ pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences:
     }
 }
 
+/// Every variant that products of up to `shape.rows` rows use: what is to be compiled before the first run.
+pub fn variants(
+    product: Product,
+    shape: Shape,
+    device: Capabilities,
+    preferences: Preferences,
+) -> Vec<Variant> {
+    let mut all = Vec::new();
+    for rows in 1..=shape.rows {
+        let variant = choose(product, Shape { rows, ..shape }, device, preferences);
+        if !all.contains(&variant) {
+            all.push(variant);
+        }
+    }
+    all
+}
+
 fn small_matrix(product: Product, shape: Shape, device: Capabilities) -> Variant {
     let bucket = Bucket::holding(shape.rows, &[Bucket::Eight, Bucket::Sixteen, Bucket::ThirtyTwo]);
     let tiles = |rows: usize| shape.features.div_ceil(rows / product.parts() as usize);
@@ -237,13 +254,11 @@ fn small_matrix(product: Product, shape: Shape, device: Capabilities) -> Variant
 
 /// Warps of a tensor-core block for few rows: as many as have registers for it.
 fn most_warps(bucket: Bucket, weight_rows: u32, rounds: Rounds) -> u32 {
-    match (bucket, rounds, weight_rows) {
-        (Bucket::ThirtyTwo, _, 32) => 8,
-        (Bucket::ThirtyTwo, _, _) => 12,
-        (_, Rounds::Single, _) => 16,
-        (Bucket::Sixteen, Rounds::Several, _) => 8,
-        (_, Rounds::Several, 8) => 16,
-        (_, Rounds::Several, _) => 12,
+    match (bucket, rounds) {
+        (Bucket::ThirtyTwo, _) if weight_rows == 32 => 8,
+        (Bucket::Sixteen, Rounds::Several) => 8,
+        (Bucket::Sixteen | Bucket::ThirtyTwo, _) | (_, Rounds::Several) => 12,
+        (_, Rounds::Single) => 16,
     }
 }
 

@@ -154,6 +154,14 @@ fn different_kernels_have_different_names() {
 }
 
 #[test]
+fn every_variant_is_listed_once() {
+    let store = product(Format::Bf16, Epilogue::Store);
+    let listed = variants(store, shaped([600, 2048, 2048]), H200, Preferences::default());
+    assert!((1..=600).all(|rows| listed.contains(&auto(store, [rows, 2048, 2048]))));
+    assert_eq!(listed.len(), 5);
+}
+
+#[test]
 fn the_contract_follows_from_the_formats() {
     let segments = (Compute::MatrixUnits { depth: 16 }, Order::Segments { length: 256 });
     let chains = |group| (Compute::F32Fma, Order::Lanes { lanes: 32, group, merge: Merge::Ascending });
