@@ -179,7 +179,7 @@ __device__ __forceinline__ void compute_outputs(
     }
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void attention_decode(const AttentionArgs args) {
+extern "C" __global__ __launch_bounds__(THREADS, 4) void attention_decode(const AttentionArgs args) {
     extern __shared__ uint4 staged[];
     __shared__ __align__(16) Shared shared;
     uint4* keys = staged;

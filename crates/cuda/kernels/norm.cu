@@ -8,8 +8,9 @@
 constexpr int THREADS = 256;
 constexpr int EACH = 4;
 constexpr u32 SWEEP = THREADS * EACH;
-// Sweeps whose elements stay in registers; those of further ones are read again.
-constexpr u32 KEPT = 8;
+// Sweeps whose elements stay in registers, with their weights, which are on their way while squares are summed; the
+// elements of further ones are read again.
+constexpr u32 KEPT = 4;
 
 struct Args {
     // [rows][input_stride].
@@ -52,7 +53,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) 
     u32 first = threadIdx.x * EACH;
     auto left = [&](u32 at) { return minimum(i32(args.width - at), EACH); };
 
-    float kept[KEPT][EACH], sum = 0.0f;
+    float kept[KEPT][EACH], kept_weight[KEPT][EACH], sum = 0.0f;
+#pragma unroll
+    for (u32 sweep = 0; sweep < KEPT; ++sweep) {
+        u32 at = first + sweep * SWEEP;
+        if (at < args.width) load_first(args.weight + at, left(at), kept_weight[sweep]);
+    }
 #pragma unroll
     for (u32 sweep = 0; sweep < KEPT; ++sweep) {
         u32 at = first + sweep * SWEEP;
@@ -69,9 +75,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) 
     sum = block_sum<THREADS>(sum, shared);
     float inverse = divide(1.0f, square_root(divide(sum, float(args.width)) + args.eps));
 
-    auto finish = [&](u32 at, const float (&x)[EACH]) {
-        float weight[EACH], scaled[EACH];
-        load_first(args.weight + at, left(at), weight);
+    auto finish = [&](u32 at, const float (&x)[EACH], const float (&weight)[EACH]) {
+        float scaled[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; ++i) scaled[i] = (x[i] * inverse) * weight[i];
         if (RESIDUAL) store_first(residual + at, left(at), x);
@@ -80,11 +85,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) 
 #pragma unroll
     for (u32 sweep = 0; sweep < KEPT; ++sweep) {
         u32 at = first + sweep * SWEEP;
-        if (at < args.width) finish(at, kept[sweep]);
+        if (at < args.width) finish(at, kept[sweep], kept_weight[sweep]);
     }
     for (u32 at = first + KEPT * SWEEP; at < args.width; at += SWEEP) {
-        float x[EACH];
+        float x[EACH], weight[EACH];
         load(input + at, residual + at, left(at), x);
-        finish(at, x);
+        load_first(args.weight + at, left(at), weight);
+        finish(at, x, weight);
     }
 }
