@@ -122,7 +122,7 @@ __device__ __forceinline__ void store_tile(const ProductArgs& args, u32 feature,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) product_gemm(const ProductArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, TILE == 64 ? 2 : 1) product_gemm(const ProductArgs args) {
     __shared__ Stage stages[2];
     const u32 token = blockIdx.x * TILE, feature = blockIdx.y * FEATURES;
     // A warp's threads have sixteen neighbouring groups of rows.

@@ -11,7 +11,7 @@ constexpr int ROWS = MTILES * TILE_ROWS;
 constexpr int TOKENS = NTILES * 8;
 constexpr int DEPTH = MTILES == 1 && NTILES <= 2 ? 8 : 4;
 // As far ahead as registers allow.
-constexpr int INPUT_DEPTH = MTILES == 2 || (NTILES == 1 && !HALF && !SINGLE) ? 2 : 4;
+constexpr int INPUT_DEPTH = MTILES == 2 || (RAGGED && NTILES > 1) || (NTILES == 1 && !HALF && !SINGLE) ? 2 : 4;
 // Whether the rings are filled again, and a chunk beyond every row's end.
 constexpr bool GOES_ON = !SINGLE || DEPTH < GROUPS;
 constexpr u32 NOWHERE = 1 << 27;

@@ -236,7 +236,9 @@ pub fn variants(
 }
 
 fn small_matrix(product: Product, shape: Shape, device: Capabilities) -> Variant {
-    let bucket = Bucket::holding(shape.rows, &[Bucket::Eight, Bucket::Sixteen, Bucket::ThirtyTwo]);
+    let buckets = [Bucket::Eight, Bucket::Sixteen, Bucket::ThirtyTwo];
+    // Rows that end within a load take registers that the largest bucket does not have.
+    let bucket = Bucket::holding(shape.rows, if ragged(shape.columns) { &buckets[..2] } else { &buckets });
     let tiles = |rows: usize| shape.features.div_ceil(rows / product.parts() as usize);
     let all = device.multiprocessors as usize;
     // Half tiles where whole ones would leave multiprocessors idle; double ones where rows of the input are many, so
@@ -250,6 +252,11 @@ fn small_matrix(product: Product, shape: Shape, device: Capabilities) -> Variant
     let single = shape.columns.div_ceil(SEGMENT) <= most_warps(bucket, weight_rows, Rounds::Single) as usize;
     let rounds = if single { Rounds::Single } else { Rounds::Several };
     Variant::SmallN { bucket, weight_rows, rounds }
+}
+
+/// Whether rows of 16-bit values end within 16 bytes.
+fn ragged(columns: usize) -> bool {
+    !columns.is_multiple_of(8)
 }
 
 /// Warps of a tensor-core block for few rows: as many as have registers for it.
@@ -300,7 +307,7 @@ pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
         Alias::format("W", product.weights),
         Alias::format("A", product.activations),
         Alias::count("EPILOGUE", epilogue),
-        Alias::count("RAGGED", u32::from(!columns.is_multiple_of(8))),
+        Alias::count("RAGGED", u32::from(ragged(columns))),
         Alias::count("DEPENDENT", 0),
     ];
     let mut count = |name, count| aliases.push(Alias::count(name, count));
