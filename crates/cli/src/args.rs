@@ -47,7 +47,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "P", env = "MANTISSA_POLICY", hide_env_values = true)]
     pub policy: Vec<String>,
 
-    /// Where to compute: cpu, or auto for the best there is
+    /// Where to compute: cpu, cuda:N for an NVIDIA GPU, or auto for cuda:0 where it can be used and else cpu
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto", hide_default_value = true)]
     pub device: String,
 
@@ -58,6 +58,15 @@ pub struct Global {
     /// CPU instruction set: avx512, avx2, neon or scalar; the best there is if not given
     #[arg(long, global = true, value_name = "ISA", env = "MANTISSA_CPU_ISA", hide_env_values = true)]
     pub cpu_isa: Option<String>,
+
+    /// Where kernels compiled for a GPU are kept; $XDG_CACHE_HOME/mantissa/kernels or ~/.cache/mantissa/kernels if not
+    /// given
+    #[arg(long, global = true, value_name = "FOLDER", env = "MANTISSA_KERNEL_CACHE", hide_env_values = true)]
+    pub kernel_cache: Option<std::path::PathBuf>,
+
+    /// NVRTC, the library that compiles kernels for a GPU; looked for where libraries are if not given
+    #[arg(long, global = true, value_name = "FILE", env = "MANTISSA_NVRTC", hide_env_values = true)]
+    pub nvrtc: Option<std::path::PathBuf>,
 
     /// When to use colours
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]

@@ -1,23 +1,31 @@
 //! What every command is given: the shared options, checked, and the environment, read once.
 
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
 use mantissa::cpu::Isa;
+use mantissa::cuda::{CudaError, CudaOptions};
 use mantissa::numerics::PrecisionPolicy;
-use mantissa::{Device, Options};
+use mantissa::{Chosen, Device, Options};
 
 use crate::args::Global;
 use crate::interrupt::Interrupt;
+use crate::output;
 
 /// Shared options and environment.
 #[derive(Debug)]
 pub struct Context {
     /// Policies asked for, in order; empty where none was.
     pub policies: Vec<PrecisionPolicy>,
-    /// Where to compute.
-    pub device: Device,
+    /// Where to compute, as asked for.
+    asked: Device,
+    /// Where to compute, found out when it is first needed: opening a GPU takes time.
+    device: OnceLock<Device>,
+    /// How to use a GPU.
+    pub cuda: CudaOptions,
     /// Threads asked for.
     pub threads: Option<NonZeroUsize>,
     /// Instruction set asked for.
@@ -42,9 +50,16 @@ impl Context {
     pub fn new(global: &Global) -> Result<Context> {
         let policies = global.policy.iter().map(|text| policy(text)).collect::<Result<_>>()?;
         let isa = global.cpu_isa.as_deref().map(str::parse).transpose();
+        let cuda = CudaOptions {
+            kernel_cache: global.kernel_cache.clone().or_else(kernel_cache),
+            nvrtc: global.nvrtc.clone(),
+            ..CudaOptions::default()
+        };
         Ok(Context {
             policies,
-            device: global.device.parse().context("--device")?,
+            asked: global.device.parse().context("--device")?,
+            device: OnceLock::new(),
+            cuda,
             threads: global.threads,
             cpu_isa: isa.context("--cpu-isa or MANTISSA_CPU_ISA")?,
             verbosity: if global.verbose { Verbosity::Verbose } else { Verbosity::Normal },
@@ -56,10 +71,37 @@ impl Context {
     pub fn options(&self) -> Result<Options> {
         Ok(Options {
             policy: self.policy()?,
-            device: self.device,
+            device: self.device(),
             threads: self.threads,
             cpu_isa: self.cpu_isa,
+            cuda: self.cuda.clone(),
             ..Options::default()
+        })
+    }
+
+    /// The device as asked for, without looking whether it is there.
+    pub fn asked_device(&self) -> Device {
+        self.asked
+    }
+
+    /// Where to compute, never [`Device::Auto`]. Where the best device is asked for, a GPU that is there but cannot be used
+    /// is named on standard error.
+    pub fn device(&self) -> Device {
+        *self.device.get_or_init(|| {
+            let options = Options { device: self.asked, cuda: self.cuda.clone(), ..Options::default() };
+            let Chosen { device, no_gpu } = options.chosen_device();
+            let missing =
+                matches!(no_gpu, Some(CudaError::DriverMissing { .. } | CudaError::NoSuchDevice { .. }));
+            let verbose = self.verbosity == Verbosity::Verbose;
+            // Nothing depends on these lines: where they cannot be written, the device is the same.
+            let _ = match no_gpu {
+                Some(reason) if verbose || !missing => {
+                    writeln!(output::stderr(), "running on the cpu: {reason}")
+                }
+                None if verbose => writeln!(output::stderr(), "running on {device}"),
+                _ => Ok(()),
+            };
+            device
         })
     }
 
@@ -71,6 +113,13 @@ impl Context {
             more => bail!("--policy was given {} times, but this command works under one", more.len()),
         }
     }
+}
+
+/// Where compiled kernels are kept if nothing else is said.
+fn kernel_cache() -> Option<PathBuf> {
+    let from = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = from("XDG_CACHE_HOME").or_else(|| Some(from("HOME")?.join(".cache")))?;
+    Some(cache.join("mantissa").join("kernels"))
 }
 
 /// A policy as it is written on the command line or in `MANTISSA_POLICY`.

@@ -13,6 +13,9 @@ use crate::{memory, output};
 /// Enough to be far beyond the caches, and quick.
 const EFFORT: Effort = Effort { bytes: 256 << 20, samples: 5 };
 
+/// The name of the processor's backend.
+const CPU: &str = "cpu";
+
 /// What was generated, in numbers.
 pub struct Summary {
     prefill: Option<String>,
@@ -26,7 +29,7 @@ pub struct Summary {
 struct Decode {
     tokens: usize,
     seconds: f64,
-    /// Bytes that they had to move; nothing for several answers at once, which share the reading of the weights in
+    /// Bytes that they had to move; nothing on a GPU, and nothing for several answers at once, which share the reading of the weights in
     /// ways that timings do not tell.
     bytes: Option<u64>,
 }
@@ -75,6 +78,10 @@ impl Summary {
 
 fn moved(generator: &Generator, completions: &[Completion]) -> Option<u64> {
     let [done] = completions else { return None };
+    // The bandwidth that it is held against is the processor's.
+    if generator.plan().backend.name != CPU {
+        return None;
+    }
     let context = |step| done.timings.prompt_tokens + step;
     let steps = 1..done.timings.generated_tokens;
     Some(steps.map(|step| generator.plan().cost(&RunShape::single(1, context(step))).bytes()).sum())

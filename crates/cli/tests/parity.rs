@@ -9,9 +9,10 @@ use std::path::Path;
 
 use common::{fixture, ids};
 use expected::Expected;
+use mantissa::cuda::CudaOptions;
 use mantissa::engine::score::Hidden;
 use mantissa::engine::sequence::EndOfText;
-use mantissa::{GenerateOptions, Generator, LogitRows, Model, Options};
+use mantissa::{Device, GenerateOptions, Generator, LogitRows, Model, Options};
 
 /// f32 must be closer to the oracle than this: the bounds of `fixtures/README.md`.
 const F32_MEAN: f64 = 5e-6;
@@ -73,12 +74,26 @@ fn kl(oracle: &[f32], run: &[f32]) -> f64 {
     p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
+/// Where the tests compute: on the processor, or on the device named in `MANTISSA_TEST_DEVICE`.
+fn test_device() -> Device {
+    match std::env::var("MANTISSA_TEST_DEVICE") {
+        Ok(name) => name.parse().expect("a device"),
+        Err(_) => Device::Cpu,
+    }
+}
+
 fn prepare(path: &Path, policy: &str) -> Generator {
     let options = Options {
         policy: Some(policy.parse().expect("a policy")),
         threads: std::num::NonZeroUsize::new(1),
         logits: LogitRows::All,
         context: Some(160),
+        device: test_device(),
+        cuda: CudaOptions {
+            kernel_cache: std::env::var_os("MANTISSA_KERNEL_CACHE").map(Into::into),
+            nvrtc: std::env::var_os("MANTISSA_NVRTC").map(Into::into),
+            ..CudaOptions::default()
+        },
         ..Options::default()
     };
     let model = Model::open(path).expect("the model opens");

@@ -133,13 +133,7 @@ impl WeightProduct {
 
     /// The kernels for all numbers of rows up to `most`.
     fn kernels(self, most: usize, chooser: &Chooser) -> Vec<KernelSpec> {
-        let mut variants: Vec<Variant> = Vec::new();
-        for rows in 1..=most {
-            let variant = self.variant(rows, chooser);
-            if !variants.contains(&variant) {
-                variants.push(variant);
-            }
-        }
+        let variants = products::variants(self.kind, self.shape(most), chooser.device, chooser.preferences);
         variants.into_iter().map(|variant| products::spec(self.kind, variant, self.columns)).collect()
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mantissa_cpu::CpuError;
+use mantissa_cuda::CudaError;
 use mantissa_engine::engine::EngineError;
 use mantissa_engine::sampling::InvalidParam;
 use mantissa_engine::stop::StopError;
@@ -36,6 +37,8 @@ pub enum Error {
     Template(#[from] TemplateError),
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error("{}: {error}", file.display())]

@@ -13,7 +13,7 @@
 //!
 //! The crates that do the work are there under their own names: [`numerics`] for formats and policies, [`ops`] for plans
 //! and contracts, [`model`](mod@model) for checkpoints and tokenizers, [`engine`] for sampling and batches, [`cpu`] for the
-//! processor's kernels.
+//! processor's kernels, [`cuda`] for those of NVIDIA GPUs.
 
 mod checkpoint;
 mod error;
@@ -24,6 +24,7 @@ mod stream;
 mod text;
 
 pub use mantissa_cpu as cpu;
+pub use mantissa_cuda as cuda;
 pub use mantissa_engine as engine;
 pub use mantissa_model as model;
 pub use mantissa_numerics as numerics;
@@ -32,6 +33,6 @@ pub use mantissa_ops as ops;
 pub use checkpoint::{Model, locate};
 pub use error::Error;
 pub use generator::Generator;
-pub use options::{Device, GenerateOptions, LogitRows, Options, UnknownDevice};
+pub use options::{Chosen, Device, GenerateOptions, LogitRows, Options, UnknownDevice};
 pub use prompt::{Completion, Flow, Piece, Prompt, Timings};
 pub use text::{chat_template_from_file, open_chat_template, open_tokenizer};

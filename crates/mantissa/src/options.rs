@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use mantissa_cpu::{CpuBackend, CpuOptions, Isa};
+use mantissa_cuda::{CudaBackend, CudaError, CudaOptions};
 use mantissa_engine::sampling::SamplingOptions;
 use mantissa_engine::sequence::EndOfText;
 use mantissa_numerics::PrecisionPolicy;
@@ -21,34 +22,48 @@ pub enum Device {
     Auto,
     /// The processor.
     Cpu,
-}
-
-impl Device {
-    /// Every device, with the name that it is asked for by.
-    pub const ALL: [(&'static str, Device); 2] = [("auto", Device::Auto), ("cpu", Device::Cpu)];
+    /// The NVIDIA GPU with this number.
+    Cuda(usize),
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Device::Auto => "auto",
-            Device::Cpu => "cpu",
-        })
+        match self {
+            Device::Auto => f.pad("auto"),
+            Device::Cpu => f.pad("cpu"),
+            Device::Cuda(ordinal) => f.pad(&format!("cuda:{ordinal}")),
+        }
     }
 }
 
-/// A text that names no device of this build.
+/// A text that names no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no device \"{0}\"; this build has cpu, and auto, which takes the best of them")]
+#[error(
+    "there is no device \"{0}\"; there are cpu, cuda:N for the NVIDIA GPU with number N, and auto, which takes cuda:0 \
+     where it can be used, and else cpu"
+)]
 pub struct UnknownDevice(pub String);
 
 impl FromStr for Device {
     type Err = UnknownDevice;
 
     fn from_str(text: &str) -> Result<Device, UnknownDevice> {
-        let found = Device::ALL.iter().find(|(name, _)| *name == text);
-        found.map(|&(_, device)| device).ok_or_else(|| UnknownDevice(text.to_owned()))
+        let ordinal = || text.strip_prefix("cuda:")?.parse().ok();
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            _ => ordinal().map(Device::Cuda).ok_or_else(|| UnknownDevice(text.to_owned())),
+        }
     }
+}
+
+/// What [`Device::Auto`] stands for on this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// The device, never [`Device::Auto`].
+    pub device: Device,
+    /// Why it is not a GPU.
+    pub no_gpu: Option<CudaError>,
 }
 
 /// How to make a model ready.
@@ -63,6 +78,8 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// Instruction set of the processor; the best it has where none is given.
     pub cpu_isa: Option<Isa>,
+    /// Where compiled kernels of a GPU are kept, and where its compiler is.
+    pub cuda: CudaOptions,
     /// Tokens that prompt and answer may have together; where nothing is given, what the model was made for, but no
     /// more than [`Options::DEFAULT_CONTEXT`].
     pub context: Option<usize>,
@@ -84,11 +101,27 @@ impl Options {
     /// # Errors
     /// Where the machine does not have it.
     pub fn backend(&self) -> Result<Box<dyn Backend>, Error> {
+        let cuda = |ordinal| CudaBackend::new(ordinal, &self.cuda);
         match self.device {
-            Device::Auto | Device::Cpu => {
-                let options = CpuOptions { threads: self.threads, isa: self.cpu_isa };
-                Ok(Box::new(CpuBackend::new(options)?))
+            Device::Cuda(ordinal) => return Ok(Box::new(cuda(ordinal)?)),
+            Device::Auto => {
+                if let Ok(gpu) = cuda(0) {
+                    return Ok(Box::new(gpu));
+                }
             }
+            Device::Cpu => {}
+        }
+        Ok(Box::new(CpuBackend::new(CpuOptions { threads: self.threads, isa: self.cpu_isa })?))
+    }
+
+    /// The device that they mean: the one named, or what [`Device::Auto`] stands for here.
+    pub fn chosen_device(&self) -> Chosen {
+        match self.device {
+            Device::Auto => match CudaBackend::new(0, &self.cuda) {
+                Ok(_) => Chosen { device: Device::Cuda(0), no_gpu: None },
+                Err(error) => Chosen { device: Device::Cpu, no_gpu: Some(error) },
+            },
+            device => Chosen { device, no_gpu: None },
         }
     }
 

@@ -114,8 +114,23 @@ fn all_prompts_are_checked_before_the_first_runs() {
 fn devices_are_named() {
     assert_eq!("cpu".parse(), Ok(Device::Cpu));
     assert_eq!("auto".parse(), Ok(Device::Auto));
-    let error = "cuda".parse::<Device>().expect_err("no such device");
-    assert!(error.to_string().contains("cuda") && error.to_string().contains("cpu"), "{error}");
+    assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+    assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
+    for text in ["cuda", "cuda:", "cuda:-1", "gpu"] {
+        let error = text.parse::<Device>().expect_err("no such device").to_string();
+        assert!(error.contains(text) && error.contains("cpu") && error.contains("cuda:N"), "{error}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_an_error_and_not_a_panic() {
+    let options = Options { device: Device::Cuda(1 << 20), ..Options::default() };
+    let error = options.backend().err().expect("an error").to_string();
+    // Without a driver that is what is missing; with one, the device is.
+    assert!(error.contains("no NVIDIA driver") || error.contains("cuda:1048576"), "{error}");
+    let automatic = Options::default().chosen_device();
+    assert_ne!(automatic.device, Device::Auto);
+    assert_eq!(automatic.device == Device::Cpu, automatic.no_gpu.is_some());
 }
 
 #[test]

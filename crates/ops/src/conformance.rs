@@ -53,18 +53,27 @@ pub struct Tally {
 
 /// Instantiates the suite for a backend: one `#[test]` per family, and those of the support matrix.
 ///
-/// The expression is evaluated once per test.
+/// The expression is evaluated once per test. After `try` it is a `Result` of a reference to a backend or of the reason
+/// why there is none here, with which each test is reported as skipped; see [`or_skip`].
 #[macro_export]
 macro_rules! conformance {
+    (try $backend:expr) => {
+        $crate::conformance!(@all $crate::conformance::or_skip($backend));
+    };
     ($backend:expr) => {
+        $crate::conformance!(@all Some(Box::new($backend)));
+    };
+    (@all $backend:expr) => {
         $crate::conformance!(@families $backend;
             embedding Embedding, rms_norm RmsNorm, rope Rope, softmax Softmax, sdpa Sdpa, matmul Matmul, qkv Qkv,
             attention Attention, swiglu SwiGlu, ffn Ffn, residual Residual, logits Logits);
 
         #[test]
         fn every_combination_is_run_or_refused() {
-            let tally = $crate::conformance::check_matrix(&$backend).unwrap_or_else(|failures| panic!("{failures}"));
-            assert_eq!(tally.contracts, $crate::backend::Backend::contracts(&$backend).len());
+            let Some(backend) = $backend else { return };
+            let backend: &dyn $crate::backend::Backend = &*backend;
+            let tally = $crate::conformance::check_matrix(backend).unwrap_or_else(|failures| panic!("{failures}"));
+            assert_eq!(tally.contracts, backend.contracts().len());
         }
     };
     (@families $backend:expr; $($test:ident $family:ident),+) => {
@@ -72,10 +81,11 @@ macro_rules! conformance {
             #[test]
             fn $test() {
                 let family = $crate::conformance::Family::$family;
-                let backend = $backend;
-                let tally = $crate::conformance::check_family(&backend, family)
+                let Some(backend) = $backend else { return };
+                let backend: &dyn $crate::backend::Backend = &*backend;
+                let tally = $crate::conformance::check_family(backend, family)
                     .unwrap_or_else(|failures| panic!("{failures}"));
-                let contracts = $crate::backend::Backend::contracts(&backend);
+                let contracts = backend.contracts();
                 assert_eq!(tally.contracts, contracts.iter().filter(|contract| contract.query.family == family).count());
             }
         )+
@@ -85,6 +95,21 @@ macro_rules! conformance {
             assert_eq!([$($crate::conformance::Family::$family),+], $crate::conformance::Family::ALL);
         }
     };
+}
+
+/// The backend, or nothing where there is none here: then the reason is printed past the capture of test output, as a
+/// line that starts with `skipped:`, by which skipped tests can be counted.
+pub fn or_skip<B>(backend: Result<B, String>) -> Option<B> {
+    use std::io::Write as _;
+    match backend {
+        Ok(backend) => Some(backend),
+        Err(reason) => {
+            let test = std::thread::current().name().unwrap_or("test").to_owned();
+            // Where nothing can be printed nothing can be reported.
+            let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+            None
+        }
+    }
 }
 
 /// Runs every case of every contract of a family.

@@ -7,10 +7,9 @@ mod stats;
 use std::num::NonZeroUsize;
 
 use anyhow::{Result, bail};
-use mantissa::Options;
 use mantissa::cpu::{CpuBackend, CpuOptions};
 use mantissa::numerics::{PrecisionPolicy, Preset};
-use mantissa::ops::Backend;
+use mantissa::{Device, Options};
 
 use crate::context::Context;
 use crate::model::ModelArgs;
@@ -34,7 +33,8 @@ Examples:
 The ceilings are measured before and after each policy, on the same threads, and memory again between the repetitions of
 decode: how fast they read memory, and how fast they
 multiply and add. Decode is compared with the time that reading weights and cache takes at the former, prefill with the
-time that the products take at the latter, at the rate of the instructions that the contract names.")]
+time that the products take at the latter, at the rate of the instructions that the contract names. Of a GPU no ceilings are
+measured.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -65,17 +65,24 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     } else {
         context.policies.clone()
     };
-    let backend = CpuBackend::new(CpuOptions { threads: context.threads, isa: context.cpu_isa })?;
+    let device = context.device();
+    let processor = match device {
+        Device::Cpu | Device::Auto => {
+            Some(CpuBackend::new(CpuOptions { threads: context.threads, isa: context.cpu_isa })?)
+        }
+        Device::Cuda(_) => None,
+    };
     let shortest = prompts.iter().copied().min().unwrap_or(1);
     let longest = prompts.iter().copied().max().unwrap_or(1);
     let (generate, repetitions) = (args.generate.get(), args.repetitions.get());
     let setup = Setup {
         model: &model,
-        backend: &backend,
+        processor: processor.as_ref(),
         options: Options {
-            device: context.device,
+            device,
             threads: context.threads,
             cpu_isa: context.cpu_isa,
+            cuda: context.cuda.clone(),
             context: Some((longest + 1).max(shortest + 1 + generate)),
             overflow: args.model.overflow(),
             ..Options::default()
@@ -91,7 +98,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         policies.into_iter().map(|policy| (policy, setup.measure(policy, context))).collect();
     setup.bar.finish_and_clear();
     let failed = outcomes.iter().filter(|(_, outcome)| outcome.is_err()).count();
-    let report = Report { model: &model, info: &backend.info(), repetitions, outcomes: &outcomes };
+    let report =
+        Report { model: &model, info: &setup.options.backend()?.info(), repetitions, outcomes: &outcomes };
     if args.json {
         output::json(&report.json())?
     } else {

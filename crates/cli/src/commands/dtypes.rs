@@ -4,7 +4,9 @@ use std::io::Write;
 
 use anyhow::Result;
 use mantissa::cpu::{CpuBackend, Isa};
-use mantissa::ops::matrix::{matrix_of, render_markdown};
+use mantissa::numerics::contract::OpContract;
+use mantissa::ops::matrix::{MatrixRow, matrix_of, render_markdown};
+use mantissa::{Device, cuda};
 
 use crate::context::Context;
 use crate::output;
@@ -24,14 +26,26 @@ work.
 - `bf16 pairs`: two products of bf16 numbers at a time into an f32 sum, as the instruction `vdpbf16ps` does it. `ftz`: it
   takes subnormal operands and results as zero. That is so with the instruction set avx512; avx2, neon and scalar keep
   them, and give the same bits otherwise.
+- `matrix units k16`: the tensor cores of a GPU: sixteen exact products at a time are added to an f32 sum, all terms
+  aligned to the largest and cut off below it, which is a bit or two less exact than rounding each sum.
 - `copy`: no products.
-- `ascending`: one chain over the reduced index. `lanes16`: sixteen interleaved chains, then a fixed tree. `spans512`:
-  one softmax for each span of 512 positions, merged in ascending order. No order depends on the number of threads, on
-  the sizes of caches, or on the other rows of a batch.
+- `ascending`: one chain over the reduced index. `lanes16`: sixteen interleaved chains, then a fixed tree; `lanes256x4`:
+  256 chains of groups of four neighbours. `chains32x4`: the same with the chains added one after the other.
+  `segments256`: a chain for each 256 neighbours, the results added in ascending order. `spans512`: one softmax for each
+  span of 512 positions, merged in ascending order. No order depends on the number of threads, on the sizes of caches,
+  or on the other rows of a batch.
 - A cache written `f8e4m3+f16` holds f8e4m3 numbers with one f16 scale per head and token.
-
-## CPU
 ";
+
+/// What stands above the tables of a device, by the name of its contracts' backend.
+const DEVICES: [(&str, &str); 2] = [
+    ("cpu", "## CPU\n"),
+    (
+        "cuda",
+        "## CUDA\n\nThe same on every NVIDIA GPU from compute capability 8.0 (Ampere) on. Tensor cores multiply where weights \
+         and\nactivations are both f16 or both bf16.\n",
+    ),
+];
 
 /// How to make the documentation anew.
 const COMMENT: &str =
@@ -41,7 +55,8 @@ const COMMENT: &str =
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  mantissa dtypes                     the tables
+  mantissa dtypes                     the tables of all devices
+  mantissa dtypes --device cuda:0     those of GPUs
   mantissa dtypes --json              every combination, supported or not, as a JSON array
   mantissa dtypes --cpu-isa avx2      what another instruction set does
 
@@ -58,19 +73,35 @@ pub struct Args {
 
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let contracts = CpuBackend::contracts_of(context.cpu_isa.unwrap_or(PUBLISHED));
-    let rows = matrix_of("cpu", &contracts);
+    let matrices: Vec<(&str, Vec<MatrixRow>)> = DEVICES
+        .into_iter()
+        .filter(|(name, _)| match context.asked_device() {
+            Device::Auto => true,
+            Device::Cpu => *name == "cpu",
+            Device::Cuda(_) => *name == "cuda",
+        })
+        .map(|(name, heading)| (heading, matrix_of(name, &contracts_of(name, context))))
+        .collect();
     if args.json {
+        let rows: Vec<&MatrixRow> = matrices.iter().flat_map(|(_, rows)| rows).collect();
         return output::json(&rows);
     }
-    let tables = render_markdown(&rows);
     let mut out = output::stdout();
-    if args.markdown {
-        write!(out, "{COMMENT}{INTRODUCTION}\n{tables}")?;
-    } else {
-        write!(out, "{INTRODUCTION}\n{}", aligned(&tables))?;
+    write!(out, "{}{INTRODUCTION}", if args.markdown { COMMENT } else { "" })?;
+    for (heading, rows) in &matrices {
+        let tables = render_markdown(rows);
+        let tables = if args.markdown { tables } else { aligned(&tables) };
+        write!(out, "\n{heading}\n{tables}")?;
     }
     Ok(())
+}
+
+/// The contracts of one of [`DEVICES`].
+fn contracts_of(name: &str, context: &Context) -> Vec<OpContract> {
+    match name {
+        "cuda" => cuda::contracts(),
+        _ => CpuBackend::contracts_of(context.cpu_isa.unwrap_or(PUBLISHED)),
+    }
 }
 
 /// The Markdown with the columns of each table aligned, for reading as it is.

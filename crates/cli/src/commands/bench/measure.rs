@@ -25,8 +25,8 @@ const WARM_UP: usize = 4;
 /// What is measured, and with what.
 pub struct Setup<'a> {
     pub model: &'a Model,
-    /// Has the threads that ceilings are measured on, as many as the model runs on.
-    pub backend: &'a CpuBackend,
+    /// Has the threads that ceilings are measured on, as many as the model runs on; nothing where a GPU computes.
+    pub processor: Option<&'a CpuBackend>,
     pub options: Options,
     pub prompts: Vec<usize>,
     pub shortest: usize,
@@ -37,7 +37,8 @@ pub struct Setup<'a> {
 
 /// What a policy reached.
 pub struct Measured {
-    pub ceilings: Ceiling,
+    /// Nothing where none are measured.
+    pub ceilings: Option<Ceiling>,
     pub load_seconds: f64,
     pub load_bytes: u64,
     pub memory: MemoryUse,
@@ -77,7 +78,14 @@ pub struct Row {
     pub seconds: Spread,
     /// Bytes or operations per second, at the median.
     pub achieved: f64,
-    /// The most that the machine could reach.
+    /// Nothing where no ceilings are measured.
+    pub bound: Option<Bound>,
+}
+
+/// The most that the machine could reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Bytes or operations per second.
     pub ceiling: f64,
     /// How much of the ceiling was reached; of decode the median of the repetitions, each with its own ceiling.
     pub share: f64,
@@ -109,9 +117,15 @@ impl Setup<'_> {
         let decode = self.decode(&mut generator)?;
 
         say("ceilings of the machine");
-        let ceilings = Ceiling::of(&before, &self.ceilings()?).context("no ceilings were measured")?;
-        let prefill =
-            timed.into_iter().map(|(length, seconds)| row(generator.plan(), length, seconds, &ceilings));
+        let ceilings = match (before, self.ceilings()?) {
+            (Some(before), Some(after)) => {
+                Some(Ceiling::of(&before, &after).context("no ceilings were measured")?)
+            }
+            _ => None,
+        };
+        let prefill = timed
+            .into_iter()
+            .map(|(length, seconds)| row(generator.plan(), length, seconds, ceilings.as_ref()));
         let rows = prefill.chain([decode]).collect();
         Ok(Measured { ceilings, load_seconds, load_bytes, memory, peak, rows })
     }
@@ -122,35 +136,44 @@ impl Setup<'_> {
         let (tokens, prompt) = (self.generate, self.shortest);
         let shapes: Vec<RunShape> = (1..=tokens).map(|step| RunShape::single(1, prompt + step)).collect();
         let bytes = bytes_read(generator.plan(), &shapes);
-        let probe = ReadProbe::new(EFFORT.bytes)?;
-        let read = || probe.pass(self.backend.pool(), self.backend.tier());
+        let probe = match self.processor {
+            Some(processor) => Some((ReadProbe::new(EFFORT.bytes)?, processor)),
+            None => None,
+        };
+        let read = || probe.as_ref().map(|(probe, processor)| probe.pass(processor.pool(), processor.tier()));
         read();
         let mut before = read();
         let (mut seconds, mut ceilings, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.repetitions {
             let taken = self.generate(generator, prompt, tokens + 1)?.timings.decode_seconds;
             let after = read();
-            let ceiling = f64::midpoint(before, after);
             seconds.push(taken);
-            ceilings.push(ceiling);
-            shares.push(bytes / taken / ceiling);
+            if let (Some(before), Some(after)) = (before, after) {
+                let ceiling = f64::midpoint(before, after);
+                ceilings.push(ceiling);
+                shares.push(bytes / taken / ceiling);
+            }
             before = after;
         }
-        let spread = |values| Spread::of(values).context("nothing was measured");
-        let (seconds, ceiling, share) = (spread(seconds)?, spread(ceilings)?, spread(shares)?);
+        let seconds = Spread::of(seconds).context("nothing was measured")?;
+        let bound = match (Spread::of(ceilings), Spread::of(shares)) {
+            (Some(ceiling), Some(share)) => Some(Bound { ceiling: ceiling.median, share: share.median }),
+            _ => None,
+        };
         Ok(Row {
             test: Test::Decode { tokens, prompt },
             contract: heaviest_contract(generator.plan(), &shapes[0]),
             speed: seconds.rate(tokens as f64),
             seconds,
             achieved: bytes / seconds.median,
-            ceiling: ceiling.median,
-            share: share.median,
+            bound,
         })
     }
 
-    fn ceilings(&self) -> Result<Ceilings> {
-        Ok(Ceilings::measure(self.backend.pool(), self.backend.tier(), EFFORT)?)
+    fn ceilings(&self) -> Result<Option<Ceilings>> {
+        let measured =
+            self.processor.map(|processor| Ceilings::measure(processor.pool(), processor.tier(), EFFORT));
+        Ok(measured.transpose()?)
     }
 
     fn repeat(&self, mut seconds: impl FnMut() -> Result<f64>) -> Result<Spread> {
@@ -194,22 +217,25 @@ impl Ceiling {
     fn multiply(&self, compute: Compute) -> f64 {
         match compute {
             Compute::Bf16Pairs => self.bf16_pairs.median,
-            Compute::F32Fma | Compute::MatrixUnits { .. } | Compute::F64 | Compute::None => self.f32_fma.median,
+            Compute::F32Fma | Compute::MatrixUnits { .. } | Compute::F64 | Compute::None => {
+                self.f32_fma.median
+            }
         }
     }
 }
 
-fn row(plan: &Plan, length: usize, seconds: Spread, ceilings: &Ceiling) -> Row {
+fn row(plan: &Plan, length: usize, seconds: Spread, ceilings: Option<&Ceiling>) -> Row {
     let shape = RunShape::single(length, length);
     let (operations, ideal_seconds) = products(plan, &shape, ceilings);
+    let bound =
+        ideal_seconds.map(|ideal| Bound { ceiling: operations / ideal, share: ideal / seconds.median });
     Row {
         test: Test::Prefill(length),
         contract: heaviest_contract(plan, &shape),
         speed: seconds.rate(length as f64),
         seconds,
         achieved: operations / seconds.median,
-        ceiling: operations / ideal_seconds,
-        share: ideal_seconds / seconds.median,
+        bound,
     }
 }
 
@@ -221,7 +247,7 @@ fn heaviest_contract(plan: &Plan, shape: &RunShape) -> String {
 
 /// Operations of linear layers and attention, and the seconds that they take at the peak rate of each one's contract.
 /// Splitting a prompt into chunks changes neither.
-fn products(plan: &Plan, shape: &RunShape, ceilings: &Ceiling) -> (f64, f64) {
+fn products(plan: &Plan, shape: &RunShape, ceilings: Option<&Ceiling>) -> (f64, Option<f64>) {
     let multiplies = |step: &&Step| match step.op.family() {
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits | Family::Attention => {
             true
@@ -233,13 +259,13 @@ fn products(plan: &Plan, shape: &RunShape, ceilings: &Ceiling) -> (f64, f64) {
         | Family::Sdpa
         | Family::Residual => false,
     };
-    let mut sums = (0.0, 0.0);
+    let (mut operations, mut seconds) = (0.0, 0.0);
     for step in plan.steps.iter().filter(multiplies) {
-        let operations = plan.step_cost(step, shape).operations as f64;
-        sums.0 += operations;
-        sums.1 += operations / ceilings.multiply(step.contract.compute);
+        let of_step = plan.step_cost(step, shape).operations as f64;
+        operations += of_step;
+        seconds += ceilings.map_or(0.0, |ceilings| of_step / ceilings.multiply(step.contract.compute));
     }
-    sums
+    (operations, ceilings.map(|_| seconds))
 }
 
 /// Bytes of weights and cache that must be read or written.

@@ -8,7 +8,7 @@ use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::BackendInfo;
 use serde_json::{Value, json};
 
-use super::measure::{Measured, Row, Test};
+use super::measure::{Ceiling, Measured, Row, Test};
 use super::stats::Spread;
 use crate::output;
 use crate::table::{self, Column};
@@ -35,16 +35,19 @@ impl Report<'_> {
     /// Prints everything for people.
     pub fn print(&self) -> Result<()> {
         let info = self.info;
-        let threads = info.threads.unwrap_or(1);
+        let (threads, times) = match info.threads {
+            Some(threads) => (format!(", {threads} threads"), format!(" x{threads}")),
+            None => (String::new(), String::new()),
+        };
         writeln!(
             output::stdout(),
-            "{} on {}, {}, {threads} threads; medians of {} repetitions\n",
+            "{} on {}, {}{threads}; medians of {} repetitions\n",
             self.model.path().display(),
             info.device,
             info.features,
             self.repetitions,
         )?;
-        self.print_speed(&format!("{} {} x{threads}", info.name, info.features))?;
+        self.print_speed(&format!("{} {}{times}", info.name, info.features))?;
         writeln!(output::stdout())?;
         self.print_memory()?;
         for (policy, error) in self.failed() {
@@ -75,8 +78,8 @@ impl Report<'_> {
                 format!("{:.1}..{:.1}", row.speed.min, row.speed.max),
                 row.first_token().map_or_else(String::new, |spread| format!("{:.1} ms", spread.median * 1e3)),
                 format!("{}{unit}", table::rate(row.achieved)),
-                format!("{}{unit}", table::rate(row.ceiling)),
-                format!("{:.1} %", 100.0 * row.share),
+                row.bound.map_or_else(unknown, |bound| format!("{}{unit}", table::rate(bound.ceiling))),
+                row.bound.map_or_else(unknown, |bound| format!("{:.1} %", 100.0 * bound.share)),
                 row.contract.clone(),
                 device.to_owned(),
             ]
@@ -101,7 +104,8 @@ impl Report<'_> {
             Column::number("f32 multiply-add"),
             Column::number("bf16 pairs"),
         ];
-        let ceiling = |spread: &Spread, unit: &str| {
+        let ceiling = |ceilings: Option<&Ceiling>, of: fn(&Ceiling) -> Spread, unit: &str| {
+            let Some(spread) = ceilings.map(of) else { return unknown() };
             let ends = [spread.min, spread.max].map(|end| table::rate(end).replace(' ', ""));
             format!("{}{unit} ({}..{})", table::rate(spread.median), ends[0], ends[1])
         };
@@ -114,9 +118,9 @@ impl Report<'_> {
                 table::bytes(measured.memory.cache),
                 table::bytes(measured.memory.scratch),
                 measured.peak.map_or_else(|| "unknown".to_owned(), table::bytes),
-                ceiling(&measured.ceilings.read, "B/s"),
-                ceiling(&measured.ceilings.f32_fma, "op/s"),
-                ceiling(&measured.ceilings.bf16_pairs, "op/s"),
+                ceiling(measured.ceilings.as_ref(), |ceilings| ceilings.read, "B/s"),
+                ceiling(measured.ceilings.as_ref(), |ceilings| ceilings.f32_fma, "op/s"),
+                ceiling(measured.ceilings.as_ref(), |ceilings| ceilings.bf16_pairs, "op/s"),
             ]
         };
         table::print(&columns, &self.measured().map(cells).collect::<Vec<_>>())
@@ -139,15 +143,17 @@ impl Report<'_> {
     }
 
     fn policy_json(&self, policy: &PrecisionPolicy, measured: &Measured) -> Value {
-        let ceilings = &measured.ceilings;
-        let rows: Vec<Value> = measured.rows.iter().map(|row| self.row_json(policy, row)).collect();
-        json!({
-            "policy": policy.to_string(),
-            "ceilings": {
+        let ceilings = measured.ceilings.map(|ceilings| {
+            json!({
                 "read_bytes_per_second": ceilings.read.json(),
                 "f32_fma_operations_per_second": ceilings.f32_fma.json(),
                 "bf16_pairs_operations_per_second": ceilings.bf16_pairs.json(),
-            },
+            })
+        });
+        let rows: Vec<Value> = measured.rows.iter().map(|row| self.row_json(policy, row)).collect();
+        json!({
+            "policy": policy.to_string(),
+            "ceilings": ceilings,
             "load": { "seconds": measured.load_seconds, "bytes": measured.load_bytes },
             "memory": {
                 "weights": measured.memory.weights,
@@ -181,10 +187,15 @@ impl Report<'_> {
             "seconds": row.seconds.json(),
             "bound": bound,
             "achieved_per_second": row.achieved,
-            "ceiling_per_second": row.ceiling,
-            "share": row.share,
+            "ceiling_per_second": row.bound.map(|bound| bound.ceiling),
+            "share": row.bound.map(|bound| bound.share),
         })
     }
+}
+
+/// Stands where nothing was measured.
+fn unknown() -> String {
+    "-".to_owned()
 }
 
 impl Test {

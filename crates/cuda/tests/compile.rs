@@ -1,0 +1,208 @@
+//! Every kernel of every contract compiles, and the hot ones keep their values in registers. Needs NVRTC but no GPU.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mantissa_cuda::compile::{Arch, Compiler, Nvrtc};
+use mantissa_cuda::families::attention::Route;
+use mantissa_cuda::families::norm::Addition;
+use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
+use mantissa_cuda::families::{attention, elementwise, embedding, norm, products, qkv, rope, sdpa, softmax};
+use mantissa_cuda::kernel::{Alias, KernelSpec, SourceFile};
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::{CacheFormat, ContractQuery, Family};
+use mantissa_ops::op::Heads;
+
+/// Heads of models: Qwen2.5-0.5B, Llama-3.2-1B, Llama-3-8B, and one key head for each query head.
+const HEADS: [Heads; 4] = [
+    Heads { query: 14, key_value: 2, dim: 64 },
+    Heads { query: 32, key_value: 8, dim: 64 },
+    Heads { query: 32, key_value: 8, dim: 128 },
+    Heads { query: 16, key_value: 16, dim: 64 },
+];
+
+/// Sizes at which every variant of products is chosen: features and columns; the last is of no multiple of a vector.
+const WEIGHTS: [(usize, usize); 3] = [(896, 896), (16_384, 4_864), (1_000, 1_001)];
+
+const MOST_ROWS: usize = 4_096;
+
+/// What differs between devices as far as choices depend on it: one like the RTX 40 series, and an H200.
+const DEVICES: [Capabilities; 2] = [
+    Capabilities { multiprocessors: 76, shared_per_block: 101_376 },
+    Capabilities { multiprocessors: 132, shared_per_block: 232_448 },
+];
+
+/// How much is compiled for an architecture.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// All kernels.
+    All,
+    /// Those whose formats of weights, activations and cache agree, for one shape of heads.
+    Uniform,
+}
+
+/// The library to test with, or why there is none.
+fn nvrtc() -> Result<Nvrtc, String> {
+    let path = std::env::var_os("MANTISSA_NVRTC").map(PathBuf::from);
+    Nvrtc::load(path.as_deref()).map_err(|error| error.to_string())
+}
+
+fn product_kernels(weights: Format, activations: Format, epilogue: Epilogue) -> Vec<KernelSpec> {
+    let product = Product { weights, activations, epilogue };
+    let mut all = Vec::new();
+    for (features, columns) in WEIGHTS {
+        for device in DEVICES {
+            let shape = Shape { rows: MOST_ROWS, features, columns };
+            let variants = products::variants(product, shape, device, Preferences::default());
+            all.extend(variants.into_iter().map(|variant| products::spec(product, variant, columns)));
+        }
+    }
+    all
+}
+
+fn attention_kernels(activations: Format, cache: CacheFormat, heads: &[Heads]) -> Vec<KernelSpec> {
+    let mut all = Vec::new();
+    for &heads in heads {
+        let specs = attention::specs(activations, cache, heads, Route::RowsAndTiles);
+        all.extend(specs.rows.into_iter().flat_map(|(decode, merge)| [decode, merge]));
+        all.extend(specs.tiles);
+    }
+    all
+}
+
+/// The kernels that a contract may use.
+fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
+    let activations = query.activations;
+    let weights = query.weights.unwrap_or(activations);
+    let cache = query.cache.unwrap_or(CacheFormat::plain(activations));
+    let product = |epilogue| product_kernels(weights, activations, epilogue);
+    match query.family {
+        Family::Embedding => vec![embedding::spec(weights, activations)],
+        Family::RmsNorm => {
+            [Addition::None, Addition::Residual].map(|addition| norm::spec(activations, addition)).to_vec()
+        }
+        Family::Rope => vec![rope::spec(activations)],
+        Family::Softmax => vec![softmax::spec(activations)],
+        Family::Sdpa => vec![sdpa::spec(activations)],
+        Family::Residual => vec![elementwise::spec(activations)],
+        Family::Matmul => product(Epilogue::Store),
+        Family::SwiGlu => product(Epilogue::SwiGlu),
+        Family::Logits => product(Epilogue::Plain),
+        Family::Ffn => [product(Epilogue::SwiGlu), product(Epilogue::Store)].concat(),
+        Family::Qkv => [vec![qkv::spec(activations, cache)], product(Epilogue::Plain)].concat(),
+        Family::Attention => attention_kernels(activations, cache, heads),
+    }
+}
+
+fn kernels(extent: Extent) -> Vec<KernelSpec> {
+    let mut all: Vec<KernelSpec> = Vec::new();
+    for contract in mantissa_cuda::contracts() {
+        let query = &contract.query;
+        let agree = query.weights.is_none_or(|weights| weights == query.activations)
+            && query.cache.is_none_or(|cache| cache.format == query.activations || cache.scales.is_some());
+        let heads = match extent {
+            Extent::All => &HEADS[..],
+            Extent::Uniform if agree => &HEADS[..1],
+            Extent::Uniform => continue,
+        };
+        for spec in kernels_of(query, heads) {
+            if !all.contains(&spec) {
+                all.push(spec);
+            }
+        }
+    }
+    all
+}
+
+/// Whether a kernel's time is a model's time. Columns that are no multiple of eight occur in no model.
+fn is_hot(spec: &KernelSpec) -> bool {
+    let ragged = Alias::count("RAGGED", 1);
+    let family = matches!(
+        spec.file,
+        SourceFile::AttentionDecode
+            | SourceFile::AttentionPrefill
+            | SourceFile::ProductFmaGemm
+            | SourceFile::ProductFmaSmall
+            | SourceFile::ProductMmaGemm
+            | SourceFile::ProductMmaSmall
+            | SourceFile::Norm
+    );
+    family && !spec.aliases.contains(&ragged)
+}
+
+/// Bytes that ptxas stored to memory for want of registers, by its log.
+fn spilled(log: &str) -> u64 {
+    let before =
+        |text: &str| -> Option<u64> { text.rsplit([' ', ',']).find(|word| !word.is_empty())?.parse().ok() };
+    log.match_indices("bytes spill stores").filter_map(|(at, _)| before(&log[..at])).sum::<u64>()
+}
+
+/// Compiles on two threads and returns what went wrong, by kernel.
+fn compile_all(nvrtc: &Nvrtc, specs: &[KernelSpec], arch: Arch) -> BTreeMap<String, String> {
+    let (next, problems) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || {
+        while let Some(spec) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let problem = match nvrtc.compile(spec, &spec.source(), arch) {
+                Err(error) => error.to_string(),
+                Ok(compiled) => {
+                    assert!(!compiled.cubin.is_empty());
+                    assert!(compiled.log.contains("bytes spill stores"), "no figures: {}", compiled.log);
+                    match spilled(&compiled.log) {
+                        bytes if bytes > 0 && is_hot(spec) => format!("{bytes} bytes spilled"),
+                        _ => continue,
+                    }
+                }
+            };
+            problems.lock().expect("no panic").insert(format!("{spec} for {arch}"), problem);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    problems.into_inner().expect("no panic")
+}
+
+fn check(extent: Extent, archs: &[Arch]) {
+    let nvrtc = match nvrtc() {
+        Ok(nvrtc) => nvrtc,
+        Err(reason) => return drop(mantissa_ops::conformance::or_skip::<()>(Err(reason))),
+    };
+    let specs = kernels(extent);
+    let problems: Vec<String> = archs
+        .iter()
+        .flat_map(|&arch| compile_all(&nvrtc, &specs, arch))
+        .map(|(kernel, problem)| format!("{kernel}: {problem}"))
+        .collect();
+    println!("{} kernels with {} for {} architectures", specs.len(), nvrtc.version(), archs.len());
+    assert!(problems.is_empty(), "{} problems\n{}", problems.len(), problems.join("\n"));
+}
+
+#[test]
+fn every_kernel_compiles_for_hopper() {
+    check(Extent::All, &[Arch { major: 9, minor: 0 }]);
+}
+
+#[test]
+fn kernels_of_uniform_formats_compile_for_every_architecture() {
+    let others = Arch::CHECKED.into_iter().filter(|arch| arch.major != 9).collect::<Vec<_>>();
+    check(Extent::Uniform, &others);
+}
+
+#[test]
+fn spills_are_read_from_the_log() {
+    let log = "ptxas info    : Function properties for x\n    0 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n";
+    assert_eq!(spilled(log), 12);
+    assert_eq!(spilled("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"), 0);
+}
+
+#[test]
+fn every_contract_names_its_kernels() {
+    for contract in mantissa_cuda::contracts() {
+        let specs = kernels_of(&contract.query, &HEADS);
+        assert!(!specs.is_empty(), "{contract}");
+    }
+    assert!(kernels(Extent::All).len() > kernels(Extent::Uniform).len());
+}
