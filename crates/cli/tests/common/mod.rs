@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// A file or folder under `fixtures/`.
+/// A file or folder under `fixtures/`. The crate's folder is that of the time of the test, not of the build: GPU machines
+/// run tests that were built elsewhere.
 pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures").join(path)
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&here).join("../../fixtures").join(path)
 }
 
 /// A JSON array of token ids.
