@@ -178,11 +178,13 @@ impl Bench {
             let rate = self.matrix.get(&Format::Bf16).copied().unwrap_or(0.0);
             let steps = (count as f64 * 6e-6 * rate / operations) as u32;
             if steps > 0 {
-                self.stream.launch(&self.kernels[&delay], shape, &self.ceiling_args(steps))?;
+                // SAFETY: the arguments are the kernel's; it writes less than the output holds.
+                unsafe { self.stream.launch(&self.kernels[&delay], shape, &self.ceiling_args(steps))? };
             }
             let start = self.stream.record()?;
             for index in 0..count {
-                self.stream.launch(kernel, launch, &args(index))?;
+                // SAFETY: callers give the arguments of the kernel, over the buffers of this benchmark.
+                unsafe { self.stream.launch(kernel, launch, &args(index))? };
             }
             let end = self.stream.record()?;
             Ok(start.seconds_until(&end)? / count as f64)
@@ -261,7 +263,8 @@ impl Bench {
                 let variant = products::choose(product, shape, self.capabilities(), preferences);
                 let spec = products::spec(product, variant, shape.columns);
                 let launch = products::launch_shape(product, variant, shape);
-                self.stream.launch(&self.kernels[&spec], launch, &self.args(product, shape, 0))?;
+                // SAFETY: the arguments are those of the product, and the buffers hold its shape.
+                unsafe { self.stream.launch(&self.kernels[&spec], launch, &self.args(product, shape, 0))? };
                 let mut got = vec![0; rows * shape.features * width];
                 self.stream.download(&self.output, 0, &mut got)?;
                 let wanted = wanted.get_or_insert_with(|| got.clone());

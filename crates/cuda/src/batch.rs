@@ -55,7 +55,7 @@ impl Layout {
         let mut next = 0_usize;
         let mut take = |words: usize| {
             let start = next;
-            next = next.saturating_add(words).next_multiple_of(ALIGN);
+            next = next.saturating_add(words).min(usize::MAX - (ALIGN - 1)).next_multiple_of(ALIGN);
             start
         };
         let [tokens, positions, row_sequence] = [(); 3].map(|()| take(limits.rows));

@@ -94,10 +94,16 @@ impl SourceFile {
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
             SourceFile::Norm => include_str!("../kernels/norm.cu"),
             SourceFile::ProductFmaGemm => {
-                concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/product_fma_gemm.cu"))
+                concat!(
+                    include_str!("../kernels/product.cuh"),
+                    include_str!("../kernels/product_fma_gemm.cu")
+                )
             }
             SourceFile::ProductFmaSmall => {
-                concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/product_fma_small.cu"))
+                concat!(
+                    include_str!("../kernels/product.cuh"),
+                    include_str!("../kernels/product_fma_small.cu")
+                )
             }
             SourceFile::ProductMmaGemm => concat!(
                 include_str!("../kernels/product.cuh"),

@@ -107,6 +107,8 @@ impl Device {
         let buffer = DeviceBuffer { address, bytes, context };
         // SAFETY: the buffer was just allocated with this size.
         unsafe { result::memset_d8_sync(address, POISON, bytes) }
+            .and_then(|()| result::ctx::synchronize())
+            // Streams of sessions do not wait for the default one, on which this ran.
             .map_err(|error| driver_error("clearing memory", error))?;
         Ok(buffer)
     }

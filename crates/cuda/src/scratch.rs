@@ -7,6 +7,7 @@ use crate::batch::AttentionKind;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
 use crate::families::{attention, sdpa};
+use crate::session::saturating_sum;
 use crate::values::row_stride;
 
 /// Bytes of each kind of scratch.
@@ -57,7 +58,7 @@ impl ScratchSizes {
 
     pub fn total(&self) -> u64 {
         let ScratchSizes { floats, activations, parts, part_softmax } = *self;
-        [floats, activations, parts, part_softmax].iter().map(|&bytes| bytes as u64).sum()
+        saturating_sum([floats, activations, parts, part_softmax].map(|bytes| bytes as u64))
     }
 }
 

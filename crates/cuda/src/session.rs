@@ -46,6 +46,11 @@ pub(crate) struct CudaSession {
     device: Device,
 }
 
+/// A sum of sizes, of which those beyond all memory stay beyond it.
+pub(crate) fn saturating_sum(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
+}
+
 /// What a plan needs of the device's memory.
 struct Needs {
     memory: MemoryUse,
@@ -58,22 +63,23 @@ impl Needs {
         let mut memory = MemoryUse { weights: weight_bytes(plan), cache: 0, scratch: 0 };
         if let Some(spec) = plan.program.cache {
             let layout = layout(spec, plan.cache_format(), limits)?;
-            memory.cache = (layout.value_bytes() + layout.scale_bytes()) as u64;
+            memory.cache = (layout.value_bytes() as u64).saturating_add(layout.scale_bytes() as u64);
         }
         let tables = plan.program.rope.as_ref().map_or(0, |spec| table_bytes(spec, limits.context));
-        memory.scratch = value_bytes(plan, limits) + sizes.total() + tables + batch_bytes(limits, kinds);
-        let tokens = (limits.pages * limits.page_size).max(1) as u64;
+        memory.scratch =
+            saturating_sum([value_bytes(plan, limits), sizes.total(), tables, batch_bytes(limits, kinds)]);
+        let tokens = limits.pages.saturating_mul(limits.page_size).max(1) as u64;
         Ok(Needs { memory, per_token: memory.cache.div_ceil(tokens) })
     }
 
     /// Refuses before anything is loaded what cannot fit, and says what would.
     fn check(&self, free: u64) -> Result<(), PrepareError> {
-        let MemoryUse { weights, scratch, .. } = self.memory;
-        let needed = self.memory.total();
+        let MemoryUse { weights, cache, scratch } = self.memory;
+        let needed = saturating_sum([weights, cache, scratch]);
         if needed <= free {
             return Ok(());
         }
-        let room = free.saturating_sub(weights + scratch);
+        let room = free.saturating_sub(weights.saturating_add(scratch));
         let fits = match room.checked_div(self.per_token) {
             Some(tokens) if tokens > 0 => format!("a cache of up to {tokens} tokens would fit"),
             _ if weights > free => "narrower weights or another device would fit".to_owned(),
@@ -159,7 +165,11 @@ impl CudaSession {
             if let Some(observer) = observer.as_deref_mut() {
                 observer.before_step(index);
             }
-            self.runner(batch).step(step).map_err(|error| failed(&step.name, error.to_string()))?;
+            if let Err(error) = self.runner(batch).step(step) {
+                // The next batch takes the place of this one, whose transfer may be under way.
+                let _ = self.stream.synchronize();
+                return Err(failed(&step.name, error.to_string()));
+            }
             if let Some(observer) = observer.as_deref_mut() {
                 self.stream.synchronize().map_err(|error| failed(&step.name, error.to_string()))?;
                 observer.after_step(index, self);

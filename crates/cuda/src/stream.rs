@@ -62,17 +62,21 @@ impl Stream {
     /// Launches a kernel. `args` is its one parameter: a `#[repr(C)]` struct that mirrors the kernel's `Args`, whose
     /// pointers are device addresses. A grid without blocks launches nothing.
     ///
+    /// # Safety
+    /// - `P` has the size and layout of the kernel's parameter.
+    /// - Its pointers are addresses of device memory that holds what the kernel reads and writes under this launch, in the
+    ///   formats for which it was specialised, and that lives until the stream is synchronized.
+    ///
     /// # Errors
     /// Where the driver refuses the launch. What goes wrong inside a kernel shows at [`Stream::synchronize`].
-    pub fn launch<P: Copy>(&self, kernel: &Kernel, launch: Launch, args: &P) -> Result<(), CudaError> {
+    pub unsafe fn launch<P: Copy>(&self, kernel: &Kernel, launch: Launch, args: &P) -> Result<(), CudaError> {
         let Launch { grid, block, shared } = launch;
         if grid.contains(&0) {
             return Ok(());
         }
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel is loaded; it takes one parameter by value, of the size and layout of `P`, which the
-        // driver copies before this returns. What its pointers point to is for the families to get right: buffers that
-        // the session holds, with the lengths that the launch shape follows from.
+        // driver copies before this returns. The caller answers for what its pointers point to.
         let launched = unsafe {
             result::launch_kernel(
                 kernel.function,

@@ -10,6 +10,7 @@ use mantissa_ops::{Limits, Plan, RunError, ValueId};
 
 use crate::device::{Device, DeviceBuffer, Stream};
 use crate::error::CudaError;
+use crate::session::saturating_sum;
 
 /// All values of a session.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub(crate) fn value_bytes(plan: &Plan, limits: &Limits) -> u64 {
     let bytes = |(index, spec): (usize, &ValueSpec)| {
         slot_bytes(spec, plan.value_format(ValueId(index)), limits) as u64
     };
-    plan.program.values.iter().enumerate().map(bytes).sum()
+    saturating_sum(plan.program.values.iter().enumerate().map(bytes))
 }
 
 fn slot_bytes(spec: &ValueSpec, format: Format, limits: &Limits) -> usize {

@@ -8,6 +8,7 @@ use mantissa_ops::{Plan, SourceError, TensorSource, WeightId};
 
 use crate::device::{Device, DeviceBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
+use crate::session::saturating_sum;
 use crate::values::row_stride;
 
 /// A weight: `[rows][stride]`, of which `columns` count and the others are zero; a vector is one row of f32.
@@ -53,7 +54,7 @@ fn device_bytes(spec: &WeightSpec, format: Format) -> usize {
 /// Bytes that all weights of a plan take on the device.
 pub(crate) fn weight_bytes(plan: &Plan) -> u64 {
     let format = plan.policy.weights();
-    plan.program.weights.iter().map(|spec| device_bytes(spec, format) as u64).sum()
+    saturating_sum(plan.program.weights.iter().map(|spec| device_bytes(spec, format) as u64))
 }
 
 impl Weights {
