@@ -74,7 +74,7 @@ impl Context {
 }
 
 /// A policy as it is written on the command line or in `MANTISSA_POLICY`.
-fn policy(text: &str) -> Result<PrecisionPolicy> {
+pub fn policy(text: &str) -> Result<PrecisionPolicy> {
     if !text.ends_with(".toml") {
         return text.parse().with_context(|| format!("policy {text:?}"));
     }
