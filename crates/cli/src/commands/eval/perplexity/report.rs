@@ -146,7 +146,7 @@ impl Report<'_> {
             vec![
                 under.plan.policy.to_string(),
                 table::bytes(under.memory.weights),
-                table::bytes(under.cache_per_token()),
+                format!("{} B", under.cache_per_token()),
                 table::bytes(under.memory.cache),
                 table::bytes(under.memory.scratch),
             ]
