@@ -10,7 +10,7 @@
 //!   other words. Where several words were asked for, they follow each other.
 //! - **syllables**: its lines have 5, 7 and 5 syllables, counted by [`syllables`](super::syllables). A word that cannot
 //!   be counted fails.
-//! - **repetition**: no line comes twice, letters and digits compared, and no word comes three times. Articles,
+//! - **no repetition**: no line comes twice, letters and digits compared, and no word comes three times. Articles,
 //!   pronouns, prepositions, conjunctions and auxiliary verbs may.
 //!
 //! That an answer ended by itself is not asked: what a limit cuts off has lost lines or syllables, or was complete.
@@ -49,8 +49,8 @@ pub struct Verdict {
     pub word: bool,
     /// Whether the lines have 5, 7 and 5 syllables.
     pub syllables: bool,
-    /// Whether it does *not* repeat itself.
-    pub repetition: bool,
+    /// Whether no line comes twice and no word three times.
+    pub no_repetition: bool,
     /// Syllables of each line; nothing where a word of it cannot be counted.
     pub syllable_counts: Vec<Option<usize>>,
     /// What it repeats, if anything.
@@ -68,6 +68,14 @@ pub enum Repeated {
 }
 
 /// Checks an answer to the request for a haiku about `word`.
+///
+/// ```
+/// use mantissa::eval::haiku::judge;
+///
+/// let verdict = judge("An old silent pond\nA frog jumps into the pond\nSplash! Silence again", "frog");
+/// assert!(verdict.passes());
+/// assert_eq!(judge("A frog jumps in.", "pond").to_string(), "fails: one line, without the word");
+/// ```
 pub fn judge(answer: &str, word: &str) -> Verdict {
     let whole = !answer.chars().any(|c| c == char::REPLACEMENT_CHARACTER || (c.is_control() && c != '\n'));
     let lines: Vec<&str> = match answer.trim() {
@@ -81,7 +89,7 @@ pub fn judge(answer: &str, word: &str) -> Verdict {
         lines: lines.len() == SYLLABLES.len() && lines.iter().all(|line| !line.is_empty()),
         word: contains(answer, word),
         syllables: counts == SYLLABLES.map(Some),
-        repetition: repeated.is_none(),
+        no_repetition: repeated.is_none(),
         syllable_counts: counts,
         repeated,
     }
@@ -89,11 +97,11 @@ pub fn judge(answer: &str, word: &str) -> Verdict {
 
 impl Verdict {
     /// Names of the checks, in the order of [`Verdict::checks`].
-    pub const CHECKS: [&str; 5] = ["text", "lines", "word", "syllables", "repetition"];
+    pub const CHECKS: [&str; 5] = ["text", "lines", "word", "syllables", "no_repetition"];
 
     /// Which checks hold.
     pub fn checks(&self) -> [bool; 5] {
-        [self.text, self.lines, self.word, self.syllables, self.repetition]
+        [self.text, self.lines, self.word, self.syllables, self.no_repetition]
     }
 
     /// Whether all checks hold.
@@ -229,7 +237,7 @@ mod tests {
             (POND.replace("A frog jumps", "The frog's leap"), &["word"], "fails: without the word"),
             (POND.replace("An old", "An ancient"), &["syllables"], "fails: 6-7-5 syllables"),
             (POND.replace("again", "4 now"), &["syllables"], "fails: 5-7-? syllables"),
-            (POND.replace("Splash!", "Pond"), &["repetition"], "fails: \"pond\" three times"),
+            (POND.replace("Splash!", "Pond"), &["no_repetition"], "fails: \"pond\" three times"),
         ];
         for (answer, checks, said) in cases {
             assert_eq!(failing(&answer, "frog"), checks, "{answer:?}");
@@ -241,7 +249,7 @@ mod tests {
     fn a_line_comes_twice_whatever_its_capitals_and_stops() {
         let answer = "The frog in the rain\nwaits for the sun to come back:\nthe frog, in the rain";
         let verdict = judge(answer, "frog");
-        assert_eq!(failing(answer, "frog"), ["repetition"]);
+        assert_eq!(failing(answer, "frog"), ["no_repetition"]);
         assert_eq!(verdict.repeated, Some(Repeated::Line("the frog, in the rain".to_owned())));
     }
 
@@ -285,7 +293,7 @@ mod tests {
         fn no_text_makes_the_checks_panic(answer in "\\PC{0,60}|[ \n\ra-z'\u{2019}\u{300}0]{0,60}", word in ".{0,6}") {
             let verdict = judge(&answer, &word);
             prop_assert_eq!(verdict.passes(), verdict.to_string() == "passes");
-            prop_assert_eq!(verdict.repetition, verdict.repeated.is_none());
+            prop_assert_eq!(verdict.no_repetition, verdict.repeated.is_none());
             prop_assert!(!verdict.syllables || verdict.syllable_counts.len() == 3);
         }
 

@@ -39,17 +39,17 @@ Examples:
   mantissa eval haiku --policy bf16 --at-least 90              fails where fewer than 90 % pass
 
 Each word is put into the request, which goes through the model's chat template. An answer passes where all of this holds:
-  text        neither U+FFFD, which stands for bytes that are no UTF-8, nor control characters
-  lines       three lines, none blank
-  word        the word is one of its words, in capitals or not; its plural and its possessive are others
-  syllables   5, 7 and 5 in the lines
-  repetition  no line twice; no word three times but articles, pronouns, prepositions, conjunctions and auxiliaries
+  text           neither U+FFFD, which stands for bytes that are no UTF-8, nor control characters
+  lines          three lines, none blank
+  word           the word is one of its words, in capitals or not; its plural and possessive are others
+  syllables      5, 7 and 5 in the lines
+  no repetition  no line twice; no word three times but articles, pronouns, prepositions, conjunctions, auxiliaries
 Syllables are counted by a list (models/tiny/words/syllables.tsv) and, for words that are not in it, by spelling: runs of
 vowels, without silent e, -es and -ed, with -le, and with two for neighbours such as in \"giant\" and \"poem\". A word with
 digits or letters of another alphabet cannot be counted, and fails.
 
-tokens/s counts generated tokens over the whole time, with reading the requests. The exit code tells nothing of the
-shares, unless --at-least is given.")]
+Without --policy, every preset is tried. tokens/s counts generated tokens over the whole time, with reading the requests.
+The exit code tells nothing of the shares, unless --at-least is given.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -90,8 +90,8 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[group(required = false, multiple = false)]
 struct WordArgs {
-    /// File with a word a line; - for standard input. If neither this nor --word is given: 200 words that the built-in
-    /// model was never asked about
+    /// File with a word a line; - for standard input. If neither this nor --word is given: the words in
+    /// models/tiny/words/held_out.txt, which the built-in model was never asked about
     #[arg(long, value_name = "FILE")]
     words: Option<PathBuf>,
 
@@ -105,6 +105,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if !args.prompt.contains(PLACE) {
         bail!("--prompt {:?} does not say where the word stands: put {PLACE} there", args.prompt);
     }
+    // Before anything is loaded: it would be wrong under every policy.
+    args.sampling().resolve()?;
     let words = args.words.read()?;
     let model = args.model.open()?;
     let prompts = args.prompts(&model, &words)?;

@@ -43,7 +43,7 @@ impl Report<'_> {
 
     fn print_shares(&self) -> Result<()> {
         let mut columns = vec![Column::text("policy"), Column::number("words"), Column::number("pass")];
-        columns.extend(Verdict::CHECKS.map(Column::number));
+        columns.extend(Verdict::CHECKS.map(|name| Column::number(name.replace('_', " "))));
         columns.push(Column::number("tokens/s"));
         let row = |(policy, outcome): &(PrecisionPolicy, Result<Answers>)| {
             let mut row = vec![policy.to_string()];
