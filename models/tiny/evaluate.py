@@ -114,7 +114,8 @@ def samples(tok, net):
     words = words[:: len(words) // 12][:12]
     prompts = [chat(tok, haiku.REQUEST.format(w)) for w in words]
     parts = ["# Samples", "", "Written by `evaluate.py`, none chosen: f32 through transformers, seed 0.", ""]
-    for how, flag in (("greedy", False), ("temperature 0.7, top_p 0.9", True)):
+    g = net.generation_config
+    for how, flag in (("greedy", False), (f"temperature {g.temperature}, top_p {g.top_p}", True)):
         parts += [f"## Haiku about held-out words, {how}", ""]
         for w, text in zip(words, answer(tok, net, prompts, flag)):
             parts += [f"`{w}`", "", "```text", text.strip(), "```", ""]

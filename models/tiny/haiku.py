@@ -40,19 +40,20 @@ class Grammar:
     def __init__(self, held_out=(), unseen=(), rare=()):
         self.known = syllables.table()
         lexicon = syllables.lexicon()
-        unseen = set(unseen)
+        held, unseen = set(held_out), set(unseen)
         self.bank = collections.defaultdict(dict)
         for group, classes in templates.GROUPS.items():
             merged = collections.defaultdict(list)
             for c in classes:
                 for n, words in lexicon[c].items():
-                    merged[n] += [w for w in words if w not in unseen]
+                    # A held-out word is never asked for: it is written twice as often, so that its length can be learnt.
+                    merged[n] += [w for w in words for _ in range(1 + (w in held)) if w not in unseen]
             self.bank[group] = {n: w for n, w in merged.items() if w}
         self.initials = {
             (g, n, x): [w for w in words if w[0] == x] for g, by in self.bank.items() for n, words in by.items() for x in {w[0] for w in words}
         }
         self.subject = {k: parse(v) for k, v in templates.SUBJECT.items()}
-        self.scene, self.after = parse(templates.SCENE), parse(templates.AFTER)
+        self.opening, self.later, self.after = parse(templates.OPENING), parse(templates.LATER), parse(templates.AFTER)
         # Every word that can be asked for, with its class; the first class of a word wins.
         self.classes = {}
         for c in syllables.NOUNS:
@@ -63,7 +64,7 @@ class Grammar:
         for w in self.known:
             if len(w) > 2 and "'" not in w:
                 self.classes.setdefault(w, "word")
-        closed = self.closed = set(held_out) | unseen
+        closed = self.closed = held | unseen
         self.nouns = [w for w in nouns if w not in closed]
         self.others = [w for w, c in self.classes.items() if c == "word" and w not in closed and self.known[w] <= 5]
         self.rare = [w for w in rare if w not in self.known and w not in closed and w.isalpha() and 3 <= len(w) <= 12]
@@ -154,7 +155,7 @@ class Grammar:
             for i in range(3):
                 if i != at:
                     follows = i > at and rng.random() < (0.7 if i == at + 1 else 0.4)
-                    lines[i] = self.line(rng, self.after if follows else self.scene, SHAPE[i], used, initial=word[0])
+                    lines[i] = self.line(rng, self.opening if i == 0 else self.after if follows else self.later, SHAPE[i], used, initial=word[0])
             if None not in lines and len(set(lines)) == 3:
                 return "\n".join(lines)
         raise ValueError(f"no poem found about {word}")
@@ -207,7 +208,7 @@ def split(seed=20, held=200, unseen=60):
     rng = random.Random(seed)
     grammar = Grammar()
     lexicon = syllables.lexicon()
-    literal = {i for t in list(grammar.subject.values()) + [grammar.scene, grammar.after] for x in t for i in x if i[0] != "{"}
+    literal = {i for t in list(grammar.subject.values()) + [grammar.opening, grammar.later, grammar.after] for x in t for i in x if i[0] != "{"}
     filler = {w for c, by in lexicon.items() if c not in syllables.NOUNS for ws in by.values() for w in ws}
     strata = collections.defaultdict(list)
     for w in grammar.nouns:
@@ -247,7 +248,7 @@ def main():
             used |= set(text.split())
             assert word not in held and word not in unseen
         assert not used & set(unseen), "an unseen word was written"
-        per = {n: sum(bool(grammar.splits(tuple(t), n, k, "vt")[0]) for t in itertools.chain(*grammar.subject.values(), grammar.scene, grammar.after)
+        per = {n: sum(bool(grammar.splits(t, n, k, "vt")[0]) for t in itertools.chain(*grammar.subject.values(), grammar.opening, grammar.later, grammar.after)
                       for k in [2]) for n in (5, 7)}
         print(f"{args.check} haiku, {len(seen)} different, faults {dict(bad)}; templates that can fill 5 and 7 syllables: {per}")
         print(f"{len(grammar.nouns)} nouns and {len(grammar.others)} other words to ask for; {len(used)} words written")

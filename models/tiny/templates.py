@@ -32,9 +32,9 @@ and still the {adj?} {W} {v}
 here the {W} {v} {adv?}
 now the {adj?} {W} {v} {adv?}
 all night the {adj?} {W} {v}
-{ing} {prep} the {adj?} {W}
+{ing} {prep} the {adj?} {W} {ing?} {adv?}
 {ing} with the {adj?} {W}
-{prep} the {adj?} {W}
+{prep} the {adj?} {W} {ing?} {adv?}
 {prep} the {adj?} {W} the {sky} {vn}
 {adj} {sky} {prep} the {adj?} {W}
 {adj?} {season} {sky} on the {W}
@@ -42,33 +42,36 @@ the {sky} {vn} {prep} the {W}
 the {season} {sky} {vn} on the {W}
 the {adj?} {W} and the {sky}
 the {W} and the {adj?} {sky} {ing}
-a song for the {adj?} {W}
-a dream of the {adj?} {W}
-the shadow of the {adj?} {W}
-the scent of the {adj?} {W}
-the silence of the {adj?} {W}
-no sound from the {adj?} {W}
-we speak of the {adj?} {W}
-I remember the {adj?} {W}
+a song for the {adj?} {W} {ing?} {adv?}
+a dream of the {adj?} {W} {ing?} {adv?}
+the shadow of the {adj?} {W} {ing?} {adv?}
+the silence of the {adj?} {W} {ing?} {adv?}
+no sound from the {adj?} {W} {ing?} {adv?}
+we speak of the {adj?} {W} {ing?} {adv?}
+I remember the {adj?} {W} {ing?} {adv?}
 my {adj?} {W} {v} {adv?}
 my {adj?} {W} and the {sky}
 our {adj?} {W} {v} {prep} the {where}
-so quiet the {adj?} {W}
+so quiet the {adj?} {W} {ing?} {adv?}
 how {adj} the {adj?} {W}
 how {adj} is the {adj?} {W} {adv?}
 this {adj?} {W} {v} {adv?}
 the {color} {W} {v} {adv?}
 the {season} {W} {v} {adv?}
 a {color} {W} {prep} the {sky}
-the {person} knows the {adj?} {W}
-the {person} dreams of the {W}
 for the {adj?} {W} the {sky} {vn}
 each {season} the {adj?} {W} {v}
-who hears the {adj?} {W} {ing}
 the {W} {ing} {prep} the {where}
 the {adj} {W} {ing} {adv?}
-nothing but the {adj?} {W}
+nothing but the {adj?} {W} {ing?} {adv?}
 there the {adj?} {W} {v} {adv?}
+the {W} {v} while the {adj?} {sky} {vn}
+the {W} {v} and the {sky} {vn}
+the {W} and the {adj?} {plant} {ing?}
+the {W} {prep} the {adj?} {where}
+the {adj?} {W} of {season} {sky}
+this {W} {prep} the {adj?} {sky}
+a {adj} {W} {v} {prep} the {where}
 """,
     # animals and people
     "animate": """
@@ -80,8 +83,8 @@ the {badj?} {W} finds a {adj} {item}
 the {W} {ing} by the {plant}
 the {badj?} {W} keeps its secret
 a {badj} {W} waits for the {season} {sky}
-the breath of the {badj?} {W}
-the eyes of the {badj?} {W}
+the breath of the {badj?} {W} {ing?} {adv?}
+the eyes of the {badj?} {W} {ing?} {adv?}
 hush now the {badj?} {W} {va}
 one {badj?} {W} {va} {adv?}
 the {W} turns to the {adj?} {sky}
@@ -90,33 +93,27 @@ one {badj} {W} {ing} in the {plant}
 """,
     # things that can be touched
     "solid": """
-the {adj?} {W} beside the {item}
-{sky} on the {adj?} {W}
+{sky} on the {adj?} {W} {ing?} {adv?}
 {adj?} {pl} around the {W}
-the {animal} sees the {adj?} {W}
-the {badj?} {animal} {va} by the {W}
+the {badj?} {animal} {va} by the {W} {ing?} {adv?}
 the {person} {va} {prep} the {W}
-the {person} left the {adj?} {W}
 a {adj} {W} {vt} {prep} the {where}
-the touch of the {adj?} {W}
-the {pl} {prep} the {adj?} {W}
+the touch of the {adj?} {W} {ing?} {adv?}
 a {badj} {animal} {prep} the {W}
-dust on the {adj?} {W}
+dust on the {adj?} {W} {ing?} {adv?}
 """,
     # feelings, events and other things of the mind
     "mind": """
 the word for {W} {vf} {adv?}
-the {adj} sound of {W}
-a {adj} kind of {W}
+the {adj} sound of {W} {ing?} {adv?}
+a {adj} kind of {W} {ing?} {adv?}
 {adj} {W} {vf} {adv?}
 the {sky} {vn} like {W}
-the {person} sings of {W}
-a {season} of {adj?} {W}
+a {season} of {adj?} {W} {ing?} {adv?}
 such {adj?} {W} {prep} the {sky}
 and then {adj?} {W} {vf}
 more {adj?} {W} than the {sky}
 the {adj?} {sky} is full of {W}
-what the {person} calls {W}
 """,
     # plurals: nothing here has to agree with them
     "plural": """
@@ -126,18 +123,18 @@ the {adj?} {W} {ing} {prep} the {where}
 {adj} {W} {prep} the {adj?} {where}
 {adj} {W} {ing} {adv?}
 {adj?} {ing} {W} {prep} the {sky}
-a handful of {adj?} {W}
-the sound of {adj?} {W}
+a handful of {adj?} {W} {ing?} {adv?}
+the sound of {adj?} {W} {ing?} {adv?}
 the {sky} {vn} {prep} the {adj?} {W}
-{prep} the {adj?} {W}
-{ing} {prep} the {adj?} {W}
+{prep} the {adj?} {W} {ing?} {adv?}
+{ing} {prep} the {adj?} {W} {ing?} {adv?}
 so many {adj?} {W} {prep} the {where}
-the {person} counts the {adj?} {W}
+the {person} counts the {adj?} {W} {ing?} {adv?}
 no more {adj?} {W} {adv?}
-a dream of {adj?} {W}
+a dream of {adj?} {W} {ing?} {adv?}
 two {adj?} {W} {prep} the {where}
 all the {adj?} {W} {ing} {adv?}
-I remember the {adj?} {W}
+I remember the {adj?} {W} {ing?} {adv?}
 the {animal} {va} {prep} the {W}
 the {adj?} {W} and the {adj?} {sky}
 {season} {sky} on the {adj?} {W}
@@ -145,82 +142,87 @@ how {adj} the {adj?} {W}
 """,
     # any word of the language: the poem speaks of it as a word
     "word": """
-the {adj?} word {W} {vf}
+the {adj?} word {W} {vf} {adv?}
+the word {W} {vf} {prep} the {where}
 someone whispers {W} {adv?}
-the {person} whispers {W}
-the {badj?} {person} says {W}
-a {adj?} page that says {W}
-the sound of {W} {prep} the {sky}
-a whisper of {W} {adv?}
-one word on the {item} {W}
-written in {stuff} the word {W}
-the {adj} letter says {W}
-your letter says {W} {adv?}
-the {sky} seems to say {W}
-the echo of {W} {vf}
-I say {W} to the {adj?} {sky}
-the {pl} have a word {W}
-and then the word {W} {adv?}
-a song named {W} {adv?}
-I whisper {W} {adv?}
-we say {W} {adv?}
+the {badj?} {person} says {W} {adv?}
 I say {W} {adv?}
-the {badj?} {animal} hears {W}
-the {item} with the word {W}
+I say {W} {prep} the {where}
+I whisper {W} {prep} the {where}
+we say {W} {adv?}
+we say {W} to the {adj?} {sky}
+they call it {W} {adv?}
+only {W} {prep} the {where}
+only {W} in the {adj?} {sky}
+still {W} {prep} the {adj?} {where}
+and {W} in the {adj?} {sky}
+and then {W} {prep} the {where}
+the sound of {W} {prep} the {sky}
+the echo of {W} {vf} {adv?}
+a whisper of {W} {adv?}
+a song named {W} {prep} the {where}
+a word like {W} {vf} {adv?}
+no {W} {prep} the {adj?} {sky}
+no more {W} {adv?}
+all this {W} and {adj?} {sky}
+between {W} and the {sky}
+as if {W} {prep} the {sky}
+how {adj} this {W} {adv?}
 """,
 }
 
-# Lines without the word: openings, middles, ends.
-SCENE = """
+# Lines without the word. Openings and later lines share no template, so that a poem does not repeat itself.
+OPENING = """
 {adj} {season} {sky}
-{adj} {season} {time}
 the {adj} {sky} of {season}
-the {adj} {sky} and the {adj} {sky}
 {season} {sky} {prep} the {where}
-{sky} {prep} the {adj?} {where}
 {adj} {sky} {prep} the {adj?} {where}
-the {adj?} {sky} {vn} {adv?}
 the {adj} {sky} {vn} {prep} the {where}
-a {badj} {animal} {va} {adv?}
 the {badj?} {animal} {va} {prep} the {where}
-one {badj?} {animal} {ing} {adv?}
 {adj} {plant} {prep} the {where}
-the {adj?} {plant} {vt} in the {sky}
 {sky} on the {adj?} {plant}
-the scent of {adj?} {plant} {adv?}
-{prep} the {adj?} {where} the {sky} {vn}
 {prep} the {adj?} {plant} the {animal} {va}
-the {person} {va} {prep} the {where}
 a {badj} {person} {va} {adv?}
-a {badj} {person} {ing} {adv?}
 the {adj?} {item} {prep} the {where}
-a {adj} {item} {vt} {adv?}
 {sky} on the {adj?} {item}
-the smell of {food} and {adj?} {stuff}
 {food} and {food} {prep} the {item}
-a {adj} {item} of {stuff}
 {adj?} {pl} {prep} the {adj?} {where}
-{pl} {ing} {prep} the {where}
 the {pl} {ing} {adv?}
-{adj} {pl} {ing} {adv?}
 no {feel} in the {adj?} {sky}
-{feel} {vf} like the {sky}
 {adj} {feel} {prep} the {sky}
-all the {adj?} {feel} of {season}
 my {adj?} {body} in the {sky}
-the {adj?} {body} of the {animal}
 {craft} and {craft} {prep} the {where}
-the {time} {vn} {adv?}
 the {adj?} {time} {vn} {prep} the {where}
-nobody {ing} {prep} the {where}
-the {adj?} {where} {vt} {adv?}
 {color} {sky} {prep} the {adj?} {where}
-the {color} {plant} {vt} {adv?}
 the {adj?} {stuff} of the {item}
-a {color} {animal} {prep} the {plant}
-evening {prep} the {adj?} {where}
-silence {prep} the {adj?} {where}
+{time} {prep} the {adj?} {where}
 how {adj} the {adj?} {sky} {adv?}
+"""
+
+LATER = """
+{adj} {season} {time}
+the {adj} {sky} and the {adj} {sky}
+{sky} {prep} the {adj?} {where}
+the {adj?} {sky} {vn} {adv?}
+a {badj} {animal} {va} {adv?}
+one {badj?} {animal} {ing} {adv?}
+the {adj?} {plant} {vt} in the {sky}
+{prep} the {adj?} {where} the {sky} {vn}
+the {person} {va} {prep} the {where}
+a {badj} {person} {ing} {adv?}
+a {adj} {item} {vt} {adv?}
+the smell of {food} and {adj?} {stuff}
+a {adj} {item} of {stuff}
+{pl} {ing} {prep} the {where}
+{adj} {pl} {ing} {adv?}
+{feel} {vf} like the {sky}
+all the {adj?} {feel} of {season}
+the {adj?} {body} of the {animal}
+the {time} {vn} {adv?}
+the {adj?} {where} {vt} {adv?}
+the {color} {plant} {vt} {adv?}
+a {color} {animal} {prep} the {plant}
+{adj} {stuff} {prep} the {where}
 """
 
 # Second or third lines which carry on from a line with the word.

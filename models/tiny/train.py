@@ -36,16 +36,16 @@ def settings():
     ap.add_argument("--hidden", type=int, default=256)
     ap.add_argument("--intermediate", type=int, default=640)
     ap.add_argument("--kv-heads", type=int, default=2)
-    ap.add_argument("--epochs", type=float, default=30, help="passes over the books")
+    ap.add_argument("--epochs", type=float, default=40, help="passes over the books")
     ap.add_argument("--haiku", type=int, default=1_000_000, help="haiku to write")
     ap.add_argument("--prose-rows", type=int, default=120, help="rows of 512 tokens of books in a step")
     ap.add_argument("--story-rows", type=int, default=8)
     ap.add_argument("--haiku-rows", type=int, default=128, help="rows of 128 tokens of haiku in a step")
     ap.add_argument("--muon-lr", type=float, default=0.02, help="matrices of the layers")
     ap.add_argument("--adam-lr", type=float, default=0.003, help="embedding, norms, biases")
-    ap.add_argument("--decay", type=float, default=0.1)
+    ap.add_argument("--decay", type=float, default=0.6)
     ap.add_argument("--dropout", type=float, default=0.1, help="of the books alone: haiku are never seen twice often enough to be learnt by heart")
-    ap.add_argument("--stable", type=float, default=0.4, help="share of the steps before the rate falls linearly to zero")
+    ap.add_argument("--stable", type=float, default=0.15, help="share of the steps before the rate falls linearly to zero")
     ap.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
     return ap.parse_args()
 
@@ -67,7 +67,7 @@ def export(weights, c, tok, folder):
     save_file({k: v.bfloat16().contiguous() for k, v in sorted(weights.items())}, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(c, indent=2) + "\n")
     generation = {
-        "do_sample": True, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [T.VOCAB - 1, T.VOCAB - 3], "pad_token_id": T.VOCAB - 3,
+        "do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [T.VOCAB - 1, T.VOCAB - 3], "pad_token_id": T.VOCAB - 3,
     }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     T.save(tok, folder, c["max_position_embeddings"])
