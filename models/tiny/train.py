@@ -211,7 +211,8 @@ def main():
     best = min(history, key=lambda h: h["valid"])
     log(f"checkpoint of step {best['step']}, validation loss {best['valid']:.4f}, {size:,} bytes")
     ran = {k: v for k, v in vars(a).items() if k not in ("texts", "output", "cache", "workers", "prepare_only", "no_evaluation")}
-    (out / "history.json").write_text(json.dumps({"settings": ran, "history": history}, indent=1) + "\n")
+    records = ",\n".join(json.dumps(h) for h in history)
+    (out / "history.json").write_text(f'{{"settings": {json.dumps(ran)},\n"history": [\n{records}\n]}}\n')
     curve(history, out / "loss.svg")
     if not a.no_evaluation:
         import evaluate
