@@ -171,3 +171,26 @@ fn what_cannot_be_asked_is_one_clear_line() {
         mantissa().args(args).assert().code(2);
     }
 }
+
+/// A regression test of a trained model. The aim of its training is 90 %, which the checkpoint misses by a few points
+/// under every policy (models/tiny/README.md); what is held here is that no policy, and no change to a kernel, takes
+/// from it what it has learned.
+#[test]
+fn no_policy_costs_the_built_in_model_its_haiku() {
+    let policies = ["f32", "f16", "bf16", "memory-efficient", "bf16,kv_cache=f8e4m3"];
+    let mut command = mantissa();
+    command.args(["eval", "haiku", "--json"]);
+    let json = json_of(command.args(policies.iter().flat_map(|policy| ["--policy", policy])));
+    assert!(json["words"].as_u64() >= Some(150));
+    let shares: Vec<f64> = array(&json["policies"])
+        .iter()
+        .map(|policy| policy["pass_percent"].as_f64().expect("a share"))
+        .collect();
+    let [f32_share, f16, bf16, f16_with_f8_cache, bf16_with_f8_cache] = shares[..] else {
+        panic!("{shares:?}")
+    };
+    assert!([f32_share, f16, bf16].iter().all(|&share| share >= 80.0), "{shares:?}");
+    assert!((f16 - f32_share).abs() <= 3.0 && (bf16 - f32_share).abs() <= 3.0, "{shares:?}");
+    assert!((f16_with_f8_cache - f16).abs() <= 3.0, "{shares:?}");
+    assert!((bf16_with_f8_cache - bf16).abs() <= 3.0, "{shares:?}");
+}
