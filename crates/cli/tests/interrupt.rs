@@ -86,12 +86,10 @@ fn ctrl_c_ends_an_answer_cleanly() {
     assert!(!errors.contains("panicked"), "{errors}");
 }
 
-#[test]
-fn ctrl_c_ends_an_evaluation_without_a_result() {
+/// Interrupts a command that says on standard error what loading converted, and has nothing to say before it has ended.
+fn ends_without_a_result(command: &[&str], options: &[&str]) {
     let folder = patient_model();
-    let options = ["--word", "owl", "--max-tokens", "199000", "--policy", "f32", "--verbose"];
-    let mut child = start(&["eval", "haiku"], &folder, &options);
-    // What loading converted is told before the first token.
+    let mut child = start(command, &folder, &[options, &["--policy", "f32", "--verbose"]].concat());
     let mut errors = child.stderr.take().expect("a pipe");
     errors.read_exact(&mut [0]).expect("a line before the signal");
     interrupt(&child);
@@ -100,4 +98,17 @@ fn ctrl_c_ends_an_evaluation_without_a_result() {
     assert!(output.join().expect("read").is_empty());
     let errors = String::from_utf8(errors.join().expect("read")).expect("text");
     assert!(!errors.contains("error") && !errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn ctrl_c_ends_haiku_without_a_result() {
+    ends_without_a_result(&["eval", "haiku"], &["--word", "owl", "--max-tokens", "199000"]);
+}
+
+#[test]
+fn ctrl_c_ends_perplexity_without_a_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("text.txt");
+    std::fs::write(&file, "It goes on and on, as long as anybody listens.\n".repeat(40_000)).expect("a text");
+    ends_without_a_result(&["eval", "perplexity"], &[file.to_str().expect("a name")]);
 }
