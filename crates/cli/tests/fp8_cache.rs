@@ -10,7 +10,7 @@ use command::{json_of, mantissa};
 use serde_json::Value;
 
 /// Windows of each book: enough for the difference's own error to be well below the bound.
-const WINDOWS: &str = "40";
+const WINDOWS: &str = "32";
 
 fn books() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/validation");
