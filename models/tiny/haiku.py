@@ -20,6 +20,8 @@ SHAPE = (5, 7, 5)
 REQUEST = "Write a haiku about {}."
 ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr pl st th tr".split()
 CODAS = "b d g k ll m n nd p rk sh ss st t x".split()
+# Words of one class and length that fill lines, and the seed that chooses them.
+FILLERS, FILLER_SEED = 12, 3
 SOLID = set("animal plant sky land place thing tool food body stuff".split())
 
 
@@ -42,16 +44,19 @@ class Grammar:
         lexicon = syllables.lexicon()
         held, unseen = set(held_out), set(unseen)
         self.bank = collections.defaultdict(dict)
+        choose = random.Random(FILLER_SEED)
         for group, classes in templates.GROUPS.items():
             merged = collections.defaultdict(list)
             for c in classes:
                 for n, words in lexicon[c].items():
-                    # A held-out word is never asked for: it is written twice as often, so that its length can be learnt.
-                    merged[n] += [w for w in words for _ in range(1 + (w in held)) if w not in unseen]
-            self.bank[group] = {n: w for n, w in merged.items() if w}
-        self.initials = {
-            (g, n, x): [w for w in words if w[0] == x] for g, by in self.bank.items() for n, words in by.items() for x in {w[0] for w in words}
-        }
+                    merged[n] += [w for w in words if w not in unseen]
+            # Few words fill the lines, so that their lengths are learnt well. The held-out ones, which are never asked for,
+            # are all among them: nothing else could teach a model how long they are.
+            for n, words in merged.items():
+                common = [w for w in words if w not in held]
+                kept = choose.sample(common, min(FILLERS, len(common))) + [w for w in words if w in held]
+                if kept:
+                    self.bank[group][n] = kept
         self.subject = {k: parse(v) for k, v in templates.SUBJECT.items()}
         self.opening, self.later, self.after = parse(templates.OPENING), parse(templates.LATER), parse(templates.AFTER)
         # Every word that can be asked for, with its class; the first class of a word wins.
@@ -107,7 +112,7 @@ class Grammar:
                 weights.append(weight)
         return found, list(itertools.accumulate(weights))
 
-    def line(self, rng, pool, target, used, word=None, verb="vt", initial="", n=0):
+    def line(self, rng, pool, target, used, word=None, verb="vt", n=0):
         """One line of `target` syllables from a random template of the pool, or None after many failures."""
         for _ in range(60):
             template = rng.choice(pool)
@@ -124,9 +129,7 @@ class Grammar:
                 elif share:
                     slot = item.strip("{}?")
                     slot = verb if slot == "v" else slot
-                    # Words that alliterate with the one asked for are preferred: it sounds well, and the poem depends on the word.
-                    alike = self.initials.get((slot, share, initial)) if rng.random() < 0.35 else None
-                    pick = rng.choice(alike or self.bank[slot][share])
+                    pick = rng.choice(self.bank[slot][share])
                     if pick in used or pick in fresh or pick == word:
                         break
                     fresh.add(pick)
@@ -146,16 +149,16 @@ class Grammar:
         n, c = n or self.known[word], c or self.classes.get(word, "word")
         verb = templates.VERBS.get(c, "vt")
         for _ in range(200):
-            # The longer the word, the likelier it stands in the long line.
-            at = rng.choices((0, 1, 2), (5, 2 + n, 2) if n <= 4 else (0, 1, 0))[0]
+            # In the first line or the second, so that it is never waited for; the longer, the likelier in the long line.
+            at = rng.choices((0, 1), (7, 2 + n) if n <= 4 else (0, 1))[0]
             used, lines = set(), [None] * 3
-            lines[at] = self.line(rng, self.subject[rng.choice(self.kinds(c))], SHAPE[at], used, word, verb, word[0], n)
+            lines[at] = self.line(rng, self.subject[rng.choice(self.kinds(c))], SHAPE[at], used, word, verb, n)
             if lines[at] is None:
                 continue
             for i in range(3):
                 if i != at:
                     follows = i > at and rng.random() < (0.7 if i == at + 1 else 0.4)
-                    lines[i] = self.line(rng, self.opening if i == 0 else self.after if follows else self.later, SHAPE[i], used, initial=word[0])
+                    lines[i] = self.line(rng, self.opening if i == 0 else self.after if follows else self.later, SHAPE[i], used)
             if None not in lines and len(set(lines)) == 3:
                 return "\n".join(lines)
         raise ValueError(f"no poem found about {word}")
@@ -173,12 +176,12 @@ class Grammar:
                 return word, n
 
     def sample(self, rng):
-        """(word, poem, syllables) for training: half nouns of the lexicon, half other, rare and coined words."""
+        """(word, poem, syllables) for training: nouns of the lexicon, or less often other, rare and coined words."""
         u = rng.random()
-        if u < 0.2:
+        if u < 0.12:
             word, n = self.coin(rng)
             return word, self.poem(rng, word, n, rng.choice(("thing", "animal", "place", "feeling"))), n
-        word = rng.choice(self.rare if u < 0.35 and self.rare else self.others if u < 0.5 else self.nouns)
+        word = rng.choice(self.rare if u < 0.25 and self.rare else self.others if u < 0.38 else self.nouns)
         return word, self.poem(rng, word), self.known[word]
 
 

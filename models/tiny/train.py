@@ -31,7 +31,7 @@ def settings():
     ap.add_argument("--cache", help="folder of prepared data to read, or to write if it is empty (default: OUTPUT/data)")
     ap.add_argument("--prepare-only", action="store_true")
     ap.add_argument("--no-evaluation", action="store_true", help="stop after the checkpoint and its curve")
-    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--seed", type=int, default=2)
     ap.add_argument("--layers", type=int, default=5)
     ap.add_argument("--hidden", type=int, default=256)
     ap.add_argument("--intermediate", type=int, default=640)
@@ -40,7 +40,7 @@ def settings():
     ap.add_argument("--haiku", type=int, default=1_000_000, help="haiku to write")
     ap.add_argument("--prose-rows", type=int, default=120, help="rows of 512 tokens of books in a step")
     ap.add_argument("--story-rows", type=int, default=8)
-    ap.add_argument("--haiku-rows", type=int, default=128, help="rows of 128 tokens of haiku in a step")
+    ap.add_argument("--haiku-rows", type=int, default=200, help="rows of 128 tokens of haiku in a step")
     ap.add_argument("--muon-lr", type=float, default=0.02, help="matrices of the layers")
     ap.add_argument("--adam-lr", type=float, default=0.003, help="embedding, norms, biases")
     ap.add_argument("--decay", type=float, default=0.6)
@@ -67,7 +67,7 @@ def export(weights, c, tok, folder):
     save_file({k: v.bfloat16().contiguous() for k, v in sorted(weights.items())}, str(folder / "model.safetensors"), metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(c, indent=2) + "\n")
     generation = {
-        "do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [T.VOCAB - 1, T.VOCAB - 3], "pad_token_id": T.VOCAB - 3,
+        "do_sample": True, "temperature": 0.8, "top_p": 0.9, "eos_token_id": [T.VOCAB - 1, T.VOCAB - 3], "pad_token_id": T.VOCAB - 3,
     }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     T.save(tok, folder, c["max_position_embeddings"])
