@@ -172,8 +172,7 @@ fn what_cannot_be_asked_is_one_clear_line() {
     }
 }
 
-/// A regression test of a trained model. The aim of its training is 90 %, which the checkpoint misses by a few points
-/// under every policy (models/tiny/README.md); what is held here is that no policy, and no change to a kernel, takes
+/// What the training of the built-in model aimed at, under every policy: that no policy, and no change to a kernel, takes
 /// from it what it has learned.
 #[test]
 fn no_policy_costs_the_built_in_model_its_haiku() {
@@ -189,7 +188,7 @@ fn no_policy_costs_the_built_in_model_its_haiku() {
     let [f32_share, f16, bf16, f16_with_f8_cache, bf16_with_f8_cache] = shares[..] else {
         panic!("{shares:?}")
     };
-    assert!([f32_share, f16, bf16].iter().all(|&share| share >= 80.0), "{shares:?}");
+    assert!([f32_share, f16, bf16].iter().all(|&share| share >= 90.0), "{shares:?}");
     assert!((f16 - f32_share).abs() <= 3.0 && (bf16 - f32_share).abs() <= 3.0, "{shares:?}");
     assert!((f16_with_f8_cache - f16).abs() <= 3.0, "{shares:?}");
     assert!((bf16_with_f8_cache - bf16).abs() <= 3.0, "{shares:?}");

@@ -8,7 +8,7 @@
 //! - **lines**: it has exactly three lines, none of them blank.
 //! - **word**: the word that was asked for is one of its words, in capitals or not. Its plural and its possessive are
 //!   other words. Where several words were asked for, they follow each other.
-//! - **syllables**: its lines have 5, 7 and 5 syllables, counted by [`syllables`](super::syllables). A word that cannot
+//! - **syllables**: its lines have 5, 7 and 5 syllables, counted by [`super::syllables`]. A word that cannot
 //!   be counted fails.
 //! - **no repetition**: no line comes twice, letters and digits compared, and no word comes three times. Articles,
 //!   pronouns, prepositions, conjunctions and auxiliary verbs may.
