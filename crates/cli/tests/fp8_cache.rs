@@ -1,5 +1,6 @@
-//! What docs/precision.md claims of the FP8 cache, on windows of both validation books: perplexity within 0.05 of that
-//! with a bf16 cache, and at most 0.55 of f16's bytes. `scripts/precision_table.py` measures all of them.
+//! What docs/precision.md claims of the FP8 cache, on the whole of both validation books: perplexity within 0.05 of that
+//! with a bf16 cache, and at most 0.55 of f16's bytes. A part of the books would be quicker and tell nothing: over a
+//! fifth of them the difference is uncertain by more than a quarter of the bound.
 
 #[path = "common/command.rs"]
 mod command;
@@ -8,9 +9,6 @@ use std::path::{Path, PathBuf};
 
 use command::{json_of, mantissa};
 use serde_json::Value;
-
-/// Windows of each book: enough for the difference's own error to be well below the bound.
-const WINDOWS: &str = "32";
 
 fn books() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/validation");
@@ -23,7 +21,7 @@ fn number(value: &Value) -> f64 {
 
 fn compared(policy: &str, against: &str) -> Value {
     let mut command = mantissa();
-    command.args(["eval", "perplexity"]).args(books()).args(["--windows", WINDOWS, "--json"]);
+    command.args(["eval", "perplexity"]).args(books()).arg("--json");
     json_of(command.args(["--policy", policy, "--against", against]))
 }
 
@@ -35,7 +33,7 @@ fn the_fp8_cache_keeps_perplexity_and_halves_the_bytes() {
         (number(&against["difference"]["value"]), number(&against["difference"]["error"]));
     println!("difference {difference:.4} ± {error:.4}");
     assert!(difference.abs() <= 0.05, "perplexity differs by {difference:.4} ± {error:.4}");
-    assert!(error < 0.025, "{WINDOWS} windows tell too little: ± {error:.4}");
+    assert!(error < 0.01, "too few tokens to tell: ± {error:.4}");
     // It is another computation, and the divergence sees it.
     assert!(number(&against["kl_divergence"]["mean"]["value"]) > 0.0);
 
