@@ -134,6 +134,8 @@ def revision() -> str:
 
 
 def report(mantissa: Mantissa) -> str:
+    # Other programs slow the speeds down, and nothing else: let the reader know.
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     judged, found = quality(mantissa)
     caches, costs = fp8_cache(mantissa), cost(mantissa, found)
     some = found[REFERENCE]
@@ -143,7 +145,7 @@ def report(mantissa: Mantissa) -> str:
         f"Measured by `python3 scripts/precision_table.py` on {date} at commit {revision()}: {some['model']} on "
         f"{some['device']}, {some['isa']}, {some['threads']} threads; {total['windows']} windows of "
         f"{some['windows']['context']} tokens, {total['predicted']} predictions over {total['characters']} characters of "
-        f"{len(some['texts'])} books."
+        f"{len(some['texts'])} books. Load of the machine before the start: {load:.1f}."
     )
     return "\n\n".join([note, judged, "The FP8 cache, each against the policy that differs in nothing else:", caches,
                         "Memory and speed (a prompt of 256 tokens, then 128 one by one):", costs])
