@@ -8,6 +8,10 @@
 The checkpoint (a Qwen2 folder with one model.safetensors) is written as GGUF beside it, in its own dtype, once. Each
 round runs `mantissa bench` and then llama.cpp; what is printed are medians over the rounds, their range, and the median
 of the ratios round by round. Machines that are shared drift: the ratios are what can be trusted.
+
+With `--llama-bench PROGRAM` each round also runs that program, built from a fork such as ik_llama.cpp (the source package
+`ik-llama-cpp-python` holds its source), and `--fork-options` adds options to it, such as `-rtr 1`. Its prompt and its
+tokens are timed apart, so that its tokens come after an empty context.
 """
 
 import argparse
@@ -97,6 +101,16 @@ def run_llama_cpp(model: Llama, tokens: list[int], generate: int) -> tuple[float
     return len(tokens) / (middle - start), generate / (end - middle)
 
 
+def run_fork(args: argparse.Namespace, model: Path) -> tuple[float, float]:
+    """Prefill and decode in tokens a second, by llama-bench of a fork."""
+    command = [args.llama_bench, "-m", str(model), "-t", str(args.threads), "-p", str(args.prompt)]
+    command += ["-n", str(args.generate), "-r", "1", "-mmp", "0", "-ctk", args.policy, "-ctv", args.policy, "-o", "json"]
+    command += args.fork_options.split()
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    prefill, decode = (row["avg_ts"] for row in json.loads(output))
+    return prefill, decode
+
+
 def run_mantissa(args: argparse.Namespace) -> dict:
     """One `mantissa bench` of one policy."""
     command = [args.mantissa, "bench", str(args.folder), "--policy", args.policy, "--prompt", str(args.prompt)]
@@ -114,6 +128,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--llama-bench", help="llama-bench of a fork, to be timed as well")
+    parser.add_argument("--fork-options", default="", help="further options of that program")
     args = parser.parse_args()
 
     target = args.folder / "model.gguf"
@@ -129,22 +145,25 @@ def main() -> None:
     run_llama_cpp(model, tokens, args.generate)
     rounds = []
     for _ in range(args.rounds):
-        ours = run_mantissa(args)
-        rates = {row["test"]: row for row in ours["rows"]}
-        prefill, decode = run_llama_cpp(model, tokens, args.generate)
-        rounds.append({
-            "prefill": (rates["prefill"]["tokens_per_second"]["median"], prefill, rates["prefill"]["share"]),
-            "decode": (rates["decode"]["tokens_per_second"]["median"], decode, rates["decode"]["share"]),
-        })
-    for test in ("prefill", "decode"):
-        ours, theirs, shares = zip(*(row[test] for row in rounds))
-        ratios = [a / b for a, b in zip(ours, theirs)]
-        print(
-            f"{args.policy} {test}: mantissa {statistics.median(ours):.1f} ({min(ours):.1f}..{max(ours):.1f}), "
-            f"llama.cpp {statistics.median(theirs):.1f} ({min(theirs):.1f}..{max(theirs):.1f}) tokens/s, "
-            f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f}), "
-            f"share of the ceiling {statistics.median(shares):.1%}"
-        )
+        rates = {row["test"]: row for row in run_mantissa(args)["rows"]}
+        peers = {"llama.cpp": run_llama_cpp(model, tokens, args.generate)}
+        if args.llama_bench:
+            peers["fork"] = run_fork(args, target)
+        rounds.append((rates, peers))
+    for index, test in enumerate(("prefill", "decode")):
+        ours = [rates[test]["tokens_per_second"]["median"] for rates, _ in rounds]
+        share = statistics.median(rates[test]["share"] for rates, _ in rounds)
+        print(f"{args.policy} {test}: mantissa {spread(ours, 1)} tokens/s, share of the ceiling {share:.1%}")
+        for name in rounds[0][1]:
+            theirs = [peers[name][index] for _, peers in rounds]
+            ratios = [a / b for a, b in zip(ours, theirs)]
+            print(f"{args.policy} {test}: {name} {spread(theirs, 1)} tokens/s, ratio {spread(ratios, 2)}")
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median and range."""
+    median, low, high = statistics.median(values), min(values), max(values)
+    return f"{median:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -31,12 +31,14 @@ const STYLES: Styles = Styles::styled()
 
 const EXAMPLES: &str = "\
 Examples:
+  mantissa run                                               see the built-in model write
   mantissa run ./Qwen2.5-0.5B -p \"Once upon a time\"          continue a text
   mantissa run Qwen/Qwen2.5-0.5B-Instruct --chat -p \"Hi\"     download a model and ask it
   mantissa chat model.gguf --policy f16                      talk, with everything in f16
   mantissa inspect ./Qwen2.5-0.5B                            what is in it, and what each policy would cost
 
-MODEL is a Hugging Face folder, a .gguf file, or a repository id such as Qwen/Qwen2.5-0.5B-Instruct.";
+MODEL is a Hugging Face folder, a .gguf file, or a repository id such as Qwen/Qwen2.5-0.5B-Instruct. Without one, it is
+mantissa-tiny, a small model that this program carries; a folder of that name is ./mantissa-tiny.";
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]

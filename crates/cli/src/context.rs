@@ -69,14 +69,19 @@ impl Context {
 
     /// The shared options as the library takes them.
     pub fn options(&self) -> Result<Options> {
-        Ok(Options {
-            policy: self.policy()?,
+        Ok(self.options_under(self.policy()?))
+    }
+
+    /// The shared options with a policy of one's own, for commands that go through several.
+    pub fn options_under(&self, policy: Option<PrecisionPolicy>) -> Options {
+        Options {
+            policy,
             device: self.device(),
             threads: self.threads,
             cpu_isa: self.cpu_isa,
             cuda: self.cuda.clone(),
             ..Options::default()
-        })
+        }
     }
 
     /// The device as asked for, without looking whether it is there.
@@ -123,7 +128,7 @@ fn kernel_cache() -> Option<PathBuf> {
 }
 
 /// A policy as it is written on the command line or in `MANTISSA_POLICY`.
-fn policy(text: &str) -> Result<PrecisionPolicy> {
+pub fn policy(text: &str) -> Result<PrecisionPolicy> {
     if !text.ends_with(".toml") {
         return text.parse().with_context(|| format!("policy {text:?}"));
     }

@@ -3,23 +3,42 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
 use mantissa::model::hub::DownloadProgress;
 use mantissa::numerics::ConversionStats;
 use mantissa::ops::backend::{OverflowRule, Progress};
-use mantissa::{Generator, Model, Options};
+use mantissa::{Generator, Location, Model, Options};
 
 use crate::context::{Context, Verbosity};
 use crate::{environment, output};
 
+/// The model of a command.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ModelArg {
+    /// Folder, .gguf file or Hugging Face repository; mantissa-tiny, which is built in, if not given
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+}
+
+impl ModelArg {
+    /// Where the model lies, downloaded where it is a repository.
+    pub fn locate(&self) -> Result<Location> {
+        self.model.as_deref().map_or(Ok(mantissa::BUILT_IN), locate)
+    }
+
+    /// Opens the model, and downloads it first where it is a repository.
+    pub fn open(&self) -> Result<Model> {
+        Ok(Model::open(self.locate()?)?)
+    }
+}
+
 /// The model of a command that computes with it.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Folder, .gguf file or Hugging Face repository
-    pub model: String,
+    #[command(flatten)]
+    model: ModelArg,
 
     /// Load weights that are too large for the policy's format as its largest value, instead of refusing them
     #[arg(long)]
@@ -29,7 +48,7 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// Opens the model, and downloads it first where it is a repository.
     pub fn open(&self) -> Result<Model> {
-        open(&self.model)
+        self.model.open()
     }
 
     /// What to do with weights beyond the range of the policy's format.
@@ -38,14 +57,9 @@ impl ModelArgs {
     }
 }
 
-/// The folder or file of a model, downloaded where it is a repository.
-pub fn locate(location: &str) -> Result<PathBuf> {
-    Ok(mantissa::locate(location, &environment::hub_settings()?, &Downloads::default())?)
-}
-
-/// Opens a model, and downloads it first where it is a repository.
-pub fn open(location: &str) -> Result<Model> {
-    Ok(Model::open(locate(location)?)?)
+/// Where the model of this name lies, downloaded where it is a repository.
+pub fn locate(name: &str) -> Result<Location> {
+    Ok(mantissa::locate(name, &environment::hub_settings()?, &Downloads::default())?)
 }
 
 /// Packs the weights, with a bar, and says what was converted.

@@ -80,6 +80,17 @@ pub fn byte_bar(label: impl Into<Cow<'static, str>>) -> ProgressBar {
     bar
 }
 
+/// A progress bar over things that are counted, on standard error, drawn only on a terminal.
+pub fn count_bar(label: impl Into<Cow<'static, str>>, things: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), target());
+    let template = format!("{{msg}} [{{bar:30}}] {{pos}}/{{len}} {things} {{eta}}");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_message(label);
+    bar
+}
+
 /// A line on standard error that says what is being done, drawn only on a terminal.
 pub fn spinner() -> ProgressBar {
     ProgressBar::with_draw_target(None, target())

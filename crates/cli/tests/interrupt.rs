@@ -26,21 +26,13 @@ fn patient_model() -> tempfile::TempDir {
     folder
 }
 
-/// Starts a generation of nearly endless length.
-fn start(folder: &tempfile::TempDir) -> Child {
+/// Starts a command that takes nearly endless time.
+fn start(command: &[&str], folder: &tempfile::TempDir, options: &[&str]) -> Child {
     Command::cargo_bin("mantissa")
         .expect("the binary")
-        .arg("run")
+        .args(command)
         .arg(folder.path())
-        .args([
-            "-p",
-            "Tokens are numbers",
-            "--greedy",
-            "--ignore-eos",
-            "--max-tokens",
-            "199000",
-            "--no-stats",
-        ])
+        .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -78,7 +70,9 @@ fn rest_of(mut from: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<
 #[test]
 fn ctrl_c_ends_an_answer_cleanly() {
     let folder = patient_model();
-    let mut child = start(&folder);
+    let options =
+        ["-p", "Tokens are numbers", "--greedy", "--ignore-eos", "--max-tokens", "199000", "--no-stats"];
+    let mut child = start(&["run"], &folder, &options);
     let mut output = child.stdout.take().expect("a pipe");
     let mut first = [0];
     output.read_exact(&mut first).expect("some text before the signal");
@@ -90,4 +84,31 @@ fn ctrl_c_ends_an_answer_cleanly() {
     assert!(text.ends_with('\n'), "the shell's prompt starts on a line of its own");
     let errors = String::from_utf8(errors.join().expect("read")).expect("text");
     assert!(!errors.contains("panicked"), "{errors}");
+}
+
+/// Interrupts a command that says on standard error what loading converted, and has nothing to say before it has ended.
+fn ends_without_a_result(command: &[&str], options: &[&str]) {
+    let folder = patient_model();
+    let mut child = start(command, &folder, &[options, &["--policy", "f32", "--verbose"]].concat());
+    let mut errors = child.stderr.take().expect("a pipe");
+    errors.read_exact(&mut [0]).expect("a line before the signal");
+    interrupt(&child);
+    let (output, errors) = (rest_of(child.stdout.take().expect("a pipe")), rest_of(errors));
+    assert_eq!(end_of(&mut child).code(), Some(130));
+    assert!(output.join().expect("read").is_empty());
+    let errors = String::from_utf8(errors.join().expect("read")).expect("text");
+    assert!(!errors.contains("error") && !errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn ctrl_c_ends_haiku_without_a_result() {
+    ends_without_a_result(&["eval", "haiku"], &["--word", "owl", "--max-tokens", "199000"]);
+}
+
+#[test]
+fn ctrl_c_ends_perplexity_without_a_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("text.txt");
+    std::fs::write(&file, "It goes on and on, as long as anybody listens.\n".repeat(40_000)).expect("a text");
+    ends_without_a_result(&["eval", "perplexity"], &[file.to_str().expect("a name")]);
 }

@@ -2,11 +2,13 @@
 //!
 //! * [`sampling`]: from f32 logits to a token, reproducibly on every platform;
 //! * [`paging`]: pages of the KV cache and the block tables of the sequences that use them;
-//! * [`stop`]: stop strings over text that arrives in pieces.
+//! * [`stop`]: stop strings over text that arrives in pieces;
+//! * [`evaluation`]: likelihoods of a given text, and the divergence of one policy from another.
 //!
 //! Nothing here knows a backend: a sequence is given to whichever one the plan was made for.
 
 pub mod engine;
+pub mod evaluation;
 pub mod paging;
 pub mod probe;
 pub mod sampling;
@@ -15,5 +17,5 @@ pub mod sequence;
 pub mod stop;
 
 pub use engine::{Engine, EngineError, EngineOptions};
-pub use score::{Hidden, Scores};
+pub use score::{Hidden, ScoredRows, Scores, Scoring};
 pub use sequence::{EndOfText, FinishReason, Request, SequenceId, TokenEvent};

@@ -1,9 +1,12 @@
-//! Logits and hidden states of a given token sequence, all positions.
+//! Logits and hidden states of a given token sequence, of all positions or some.
+
+use std::ops::Range;
 
 use mantissa_ops::{Plan, SequenceRows, StepObserver, ValueReader};
 
 use crate::engine::{BatchParts, Engine, EngineError};
-use crate::probe::first_non_finite;
+use crate::paging::BlockTable;
+use crate::probe::{NonFinite, first_non_finite};
 
 /// Whether hidden states are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +29,49 @@ pub struct Scores {
     pub hidden_size: usize,
 }
 
+/// Logits of some consecutive positions; the session's own, not copied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredRows<'a> {
+    /// The positions.
+    pub positions: Range<usize>,
+    /// `[positions, vocabulary]`.
+    pub logits: &'a [f32],
+}
+
+/// A token sequence that is run from its start, chunk by chunk, for the logits of some of its positions.
+///
+/// Its pages of the cache are free again when it is dropped.
+pub struct Scoring<'a> {
+    engine: &'a mut Engine,
+    tokens: &'a [u32],
+    /// The positions whose logits are wanted; nothing after them is run.
+    wanted: Range<usize>,
+    table: BlockTable,
+    rope_set: usize,
+    /// Tokens run so far.
+    done: usize,
+}
+
 impl Engine {
+    /// Begins to run a token sequence from its start, for the logits of the `wanted` positions; those beyond its end are
+    /// left out. Only these pass through the last matrix, as many at once as the engine was prepared to output. Other
+    /// sequences end.
+    ///
+    /// # Errors
+    /// Where the sequence is empty, too long or outside the vocabulary.
+    pub fn scoring<'a>(
+        &'a mut self,
+        tokens: &'a [u32],
+        wanted: Range<usize>,
+    ) -> Result<Scoring<'a>, EngineError> {
+        self.check_prompt(tokens, 0)?;
+        let rope = self.plan().program.rope.as_ref();
+        let rope_set = rope.map_or(0, |rope| rope.set_for(tokens.len()));
+        let table = self.idle_session()?.1.table();
+        let wanted = wanted.start..wanted.end.min(tokens.len());
+        Ok(Scoring { engine: self, tokens, wanted, table, rope_set, done: 0 })
+    }
+
     /// Runs a token sequence from its start and returns the logits of every position.
     ///
     /// The engine needs to be prepared with `outputs` equal to its chunk; other sequences end.
@@ -34,7 +79,6 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn score(&mut self, tokens: &[u32], hidden: Hidden) -> Result<Scores, EngineError> {
-        self.check_prompt(tokens, 0)?;
         let plan = self.plan().clone();
         let points = &plan.program.hidden;
         let hidden_size = points.first().map_or(0, |point| plan.program.value(point.value).width);
@@ -42,48 +86,88 @@ impl Engine {
             Hidden::Skip => 0,
             Hidden::Keep => points.len(),
         };
+        let vocabulary = self.vocabulary();
+        let mut scoring = self.scoring(tokens, 0..tokens.len())?;
         let mut scores = Scores {
-            logits: Vec::with_capacity(tokens.len() * self.vocabulary()),
+            logits: Vec::with_capacity(tokens.len() * vocabulary),
             hidden: vec![0.0; layers * tokens.len() * hidden_size],
             hidden_size,
         };
-        let rope_set = plan.program.rope.as_ref().map_or(0, |rope| rope.set_for(tokens.len()));
-        let (session, allocator) = self.idle_session()?;
-        let chunk = session.limits().rows.min(session.limits().outputs);
-        let mut table = allocator.table();
-        for start in (0..tokens.len()).step_by(chunk) {
-            let end = (start + chunk).min(tokens.len());
-            allocator.append(&mut table, end - start)?;
-            let parts = BatchParts {
-                tokens: tokens[start..end].to_vec(),
-                positions: (start as u32..end as u32).collect(),
-                sequences: vec![SequenceRows { rows: 0..end - start, block_table: table.pages(), rope_set }],
-                outputs: (0..(end - start) as u32).collect(),
-            };
-            let batch = parts.batch();
+        while let Some(chunk) = scoring.next_chunk() {
             match hidden {
-                Hidden::Skip => session.run(&batch)?,
+                Hidden::Skip => scoring.run(chunk, None)?,
                 Hidden::Keep => {
-                    let mut keeper = Keeper {
-                        plan: &plan,
-                        start,
-                        rows: end - start,
-                        total: tokens.len(),
-                        scores: &mut scores,
-                    };
-                    session.run_observed(&batch, &mut keeper)?;
+                    let (start, rows) = (chunk.start, chunk.len());
+                    let mut keeper =
+                        Keeper { plan: &plan, start, rows, total: tokens.len(), scores: &mut scores };
+                    scoring.run(chunk, Some(&mut keeper))?;
                 }
             }
-            if session.logits().iter().any(|logit| !logit.is_finite())
-                && let Some(found) = first_non_finite(session, &batch)?
-            {
-                allocator.release(table)?;
-                return Err(EngineError::NonFinite(found));
-            }
-            scores.logits.extend_from_slice(session.logits());
+            scores.logits.extend_from_slice(scoring.engine.session().logits());
         }
-        allocator.release(table)?;
         Ok(scores)
+    }
+}
+
+impl Scoring<'_> {
+    /// Runs on until there are logits of wanted positions, and gives them; nothing where all have been given.
+    ///
+    /// # Errors
+    /// Where a result is not finite: then the first step that made it so is named.
+    pub fn next_rows(&mut self) -> Result<Option<ScoredRows<'_>>, EngineError> {
+        while let Some(chunk) = self.next_chunk() {
+            let positions = chunk.start.max(self.wanted.start)..chunk.end;
+            self.run(chunk, None)?;
+            if !positions.is_empty() {
+                return Ok(Some(ScoredRows { positions, logits: self.engine.session().logits() }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The tokens to run next: as many as fit, with no more wanted positions than can be output at once.
+    fn next_chunk(&self) -> Option<Range<usize>> {
+        let limits = self.engine.session().limits();
+        let outputs = self.done.max(self.wanted.start) + limits.outputs;
+        let end = (self.done + limits.rows).min(outputs).min(self.wanted.end);
+        (end > self.done).then_some(self.done..end)
+    }
+
+    fn run(
+        &mut self,
+        chunk: Range<usize>,
+        observer: Option<&mut dyn StepObserver>,
+    ) -> Result<(), EngineError> {
+        let (session, allocator) = self.engine.idle_session()?;
+        allocator.append(&mut self.table, chunk.len())?;
+        let first = chunk.start.max(self.wanted.start).min(chunk.end) - chunk.start;
+        let block_table = self.table.pages();
+        let parts = BatchParts {
+            tokens: self.tokens[chunk.clone()].to_vec(),
+            positions: (chunk.start as u32..chunk.end as u32).collect(),
+            sequences: vec![SequenceRows { rows: 0..chunk.len(), block_table, rope_set: self.rope_set }],
+            outputs: (first as u32..chunk.len() as u32).collect(),
+        };
+        let batch = parts.batch();
+        match observer {
+            None => session.run(&batch)?,
+            Some(observer) => session.run_observed(&batch, observer)?,
+        }
+        if session.logits().iter().any(|logit| !logit.is_finite()) {
+            let found = first_non_finite(session, &batch)?;
+            return Err(EngineError::NonFinite(found.unwrap_or_else(NonFinite::vanished)));
+        }
+        self.done = chunk.end;
+        Ok(())
+    }
+}
+
+impl Drop for Scoring<'_> {
+    fn drop(&mut self) {
+        if let Ok((_, allocator)) = self.engine.idle_session() {
+            // The pages are this allocator's own, which is all that could go wrong.
+            let _ = allocator.truncate(&mut self.table, 0);
+        }
     }
 }
 

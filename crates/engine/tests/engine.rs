@@ -112,6 +112,33 @@ fn chunks_and_pages_do_not_change_a_bit() {
 }
 
 #[test]
+fn some_positions_have_the_logits_that_they_have_among_all() {
+    let tokens = prompt(61, 5);
+    for (chunk, outputs) in [(512, 512), (16, 16), (16, 3), (7, 1)] {
+        let options =
+            EngineOptions { chunk, outputs, page_size: 16, context: Some(64), ..Default::default() };
+        let mut engine = engine("qwen2", "bf16,kv_cache=f8e4m3", options);
+        let all = engine.score(&tokens, Hidden::Skip).unwrap().logits;
+        let width = engine.vocabulary();
+        // More often than the cache has room for: every run frees its pages, those that are given up, too.
+        for wanted in [30..60, 0..5, 60..61, 59..99, 20..20, 0..61] {
+            let last = wanted.end.min(61);
+            let mut scoring = engine.scoring(&tokens, wanted.clone()).unwrap();
+            let mut next = wanted.start;
+            while let Some(rows) = scoring.next_rows().unwrap() {
+                assert_eq!(rows.positions.start, next);
+                next = rows.positions.end;
+                assert_eq!(rows.logits, &all[rows.positions.start * width..next * width]);
+            }
+            assert_eq!(next, last.max(wanted.start));
+            drop(scoring);
+            engine.scoring(&tokens, wanted).unwrap().next_rows().unwrap();
+        }
+        assert!(engine.scoring(&[], 0..1).is_err());
+    }
+}
+
+#[test]
 fn an_end_of_text_token_and_a_full_context_end_a_sequence() {
     let free = alone("qwen2", "f32", &prompt(5, 1), 6);
     let mut stopping = engine("qwen2", "f32", EngineOptions::default());

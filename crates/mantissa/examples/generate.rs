@@ -1,6 +1,8 @@
-//! Loads a model, sets a policy, and prints what it generates as it comes.
+//! Sets a policy and prints what a model generates as it comes. Without arguments, it is the built-in model.
 //!
-//! `cargo run --release --example generate -- fixtures/models/llama f16 "Tokens are numbers"`
+//! `cargo run --release --example generate`
+//!
+//! `cargo run --release --example generate -- f16 "Tokens are numbers" fixtures/models/llama`
 
 use std::error::Error;
 use std::io::{Write, stdout};
@@ -8,14 +10,16 @@ use std::io::{Write, stdout};
 use mantissa::{GenerateOptions, Model, Options};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, policy, prompt] = arguments.as_slice() else {
-        return Err("give a model, a policy and a prompt".into());
+    let mut arguments = std::env::args().skip(1);
+    let policy = arguments.next().unwrap_or("bf16".to_owned());
+    let prompt = arguments.next().unwrap_or("Once upon a time".to_owned());
+    let model = match arguments.next() {
+        Some(path) => Model::open(path)?,
+        None => Model::built_in()?,
     };
-    let model = Model::open(model)?;
     let options = Options { policy: Some(policy.parse()?), ..Options::default() };
     let mut generator = model.prepare(&options)?;
-    let done = generator.generate(prompt.as_str(), &GenerateOptions::default().max_tokens(48), |piece| {
+    let done = generator.generate(prompt, &GenerateOptions::default().max_tokens(48), |piece| {
         print!("{piece}");
         // A failure here shows again in the next line that is printed.
         let _ = stdout().flush();

@@ -1,6 +1,6 @@
 //! A checkpoint with everything that lies beside it, and the way from there to a generator.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use mantissa_engine::engine::{Engine, EngineError, EngineOptions};
@@ -9,6 +9,7 @@ use mantissa_model::arch;
 use mantissa_model::checkpoint::Checkpoint;
 use mantissa_model::config::{GenerationDefaults, ModelConfig};
 use mantissa_model::hub::{self, DownloadProgress, HubSettings, RepoId};
+use mantissa_model::location::{EmbeddedFolder, Location};
 use mantissa_model::template::ChatTemplate;
 use mantissa_model::tokenizer::Tokenizer;
 use mantissa_ops::backend::NoProgress;
@@ -18,48 +19,62 @@ use crate::error::Error;
 use crate::generator::Generator;
 use crate::options::{LogitRows, Options};
 use crate::prompt::Prompt;
-use crate::text::{LazyTokenizer, open_chat_template};
+use crate::text::{LazyTokenizer, existing, open_chat_template};
 
-/// Where a model lies: a folder or file of this name, or else a Hugging Face repository (`owner/name`,
-/// `owner/name@revision:file.gguf`), which is downloaded into the cache that all Hugging Face tools share.
+/// The model that is part of every program built with Mantissa: small, trained on public-domain prose and haiku,
+/// described in `models/tiny`.
+pub const BUILT_IN: Location =
+    Location::Embedded(EmbeddedFolder { name: mantissa_tiny::NAME, files: mantissa_tiny::FILES });
+
+/// Where a model lies: [`BUILT_IN`] for its name, `mantissa-tiny`; a folder or file of this name; or else a Hugging Face
+/// repository (`owner/name`, `owner/name@revision:file.gguf`), which is downloaded into the cache that all Hugging Face
+/// tools share. A folder that happens to be called `mantissa-tiny` is `./mantissa-tiny`.
 ///
 /// # Errors
-/// Where there is neither, or the download fails.
-pub fn locate(location: &str, hub: &HubSettings, progress: &dyn DownloadProgress) -> Result<PathBuf, Error> {
-    let path = PathBuf::from(location);
-    if path.exists() {
-        return Ok(path);
+/// Where there is none of them, or the download fails.
+pub fn locate(name: &str, hub: &HubSettings, progress: &dyn DownloadProgress) -> Result<Location, Error> {
+    if name == mantissa_tiny::NAME {
+        return Ok(BUILT_IN);
     }
-    match location.parse::<RepoId>() {
-        Ok(id) => Ok(hub::fetch(&id, hub, progress)?),
-        Err(_) => Err(Error::NoModel(path)),
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(path.into());
+    }
+    match name.parse::<RepoId>() {
+        Ok(id) => Ok(hub::fetch(&id, hub, progress)?.into()),
+        Err(_) => Err(Error::NoModel(path.to_owned())),
     }
 }
 
-/// A model on disk, opened: its weights are read when it is prepared.
+/// A model, opened: its weights are read when it is prepared.
 pub struct Model {
-    path: PathBuf,
+    location: Location,
     checkpoint: Checkpoint,
     tokenizer: Arc<LazyTokenizer>,
 }
 
 impl Model {
-    /// Opens a Hugging Face folder or a `.gguf` file; [`locate`] downloads one.
+    /// Opens a Hugging Face folder, a `.gguf` file or an embedded folder; [`locate`] downloads one.
     ///
     /// # Errors
     /// Where there is none, or it is not readable as a model that Mantissa knows.
-    pub fn open(path: impl AsRef<Path>) -> Result<Model, Error> {
-        let path = path.as_ref().to_owned();
-        if !path.exists() {
-            return Err(Error::NoModel(path));
-        }
-        let checkpoint = Checkpoint::open(&path)?;
-        Ok(Model { tokenizer: Arc::new(LazyTokenizer::new(&path)), path, checkpoint })
+    pub fn open(location: impl Into<Location>) -> Result<Model, Error> {
+        let location = existing(location.into())?;
+        let checkpoint = Checkpoint::open(&location)?;
+        Ok(Model { tokenizer: Arc::new(LazyTokenizer::new(&location)), location, checkpoint })
+    }
+
+    /// Opens the model that is part of the program, `mantissa-tiny`.
+    ///
+    /// # Errors
+    /// None that its own tests have not excluded.
+    pub fn built_in() -> Result<Model, Error> {
+        Model::open(BUILT_IN)
     }
 
     /// Where it lies.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn location(&self) -> &Location {
+        &self.location
     }
 
     /// Its files and tensors.
@@ -85,7 +100,7 @@ impl Model {
     /// # Errors
     /// Where it has none, or a malformed one.
     pub fn chat_template(&self) -> Result<ChatTemplate, Error> {
-        open_chat_template(&self.path)
+        open_chat_template(&self.location)
     }
 
     /// Token ids of a prompt.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use mantissa_cpu::CpuError;
 use mantissa_cuda::CudaError;
 use mantissa_engine::engine::EngineError;
+use mantissa_engine::evaluation::{LikelihoodError, WindowError};
 use mantissa_engine::sampling::InvalidParam;
 use mantissa_engine::stop::StopError;
 use mantissa_model::arch::ArchError;
@@ -19,8 +20,8 @@ use mantissa_model::tokenizer::TokenizerError;
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum Error {
     #[error(
-        "there is no file or folder {}; a model is a Hugging Face folder, a .gguf file or a repository id such as \
-         Qwen/Qwen2.5-0.5B-Instruct", .0.display()
+        "there is no file or folder {}; a model is a Hugging Face folder, a .gguf file, a repository id such as \
+         Qwen/Qwen2.5-0.5B-Instruct, or mantissa-tiny, which is built in", .0.display()
     )]
     NoModel(PathBuf),
     #[error(transparent)]
@@ -51,6 +52,17 @@ pub enum Error {
     NoTokenizer(PathBuf),
     #[error("stop strings need a tokenizer, which this model does not have")]
     StopWithoutTokenizer,
+    #[error("perplexity is that of a text, but this model has no tokenizer to read one")]
+    TextWithoutTokenizer,
+    #[error(
+        "the policies cannot be compared: the {what} size is {policy} under one and {reference} under the other; prepare \
+         the same model with the same options but for the policy"
+    )]
+    NotAlike { what: &'static str, policy: usize, reference: usize },
+    #[error(transparent)]
+    Windows(#[from] WindowError),
+    #[error(transparent)]
+    Likelihood(#[from] LikelihoodError),
     #[error("there is no prompt")]
     NoPrompt,
 }

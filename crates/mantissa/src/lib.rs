@@ -1,9 +1,9 @@
 //! Mantissa in one crate: load a checkpoint, set a precision policy, generate.
 //!
-//! ```no_run
+//! ```
 //! use mantissa::{GenerateOptions, Model, Options};
 //!
-//! let model = Model::open("path/to/checkpoint")?;
+//! let model = Model::built_in()?; // or Model::open("path/to/checkpoint")?
 //! let options = Options { policy: Some("bf16,kv_cache=f8e4m3".parse()?), ..Options::default() };
 //! let mut generator = model.prepare(&options)?;
 //! let done = generator.generate("Once upon a time", &GenerateOptions::default(), |piece| print!("{piece}"))?;
@@ -17,6 +17,7 @@
 
 mod checkpoint;
 mod error;
+pub mod eval;
 mod generator;
 mod options;
 mod prompt;
@@ -30,9 +31,10 @@ pub use mantissa_model as model;
 pub use mantissa_numerics as numerics;
 pub use mantissa_ops as ops;
 
-pub use checkpoint::{Model, locate};
+pub use checkpoint::{BUILT_IN, Model, locate};
 pub use error::Error;
 pub use generator::Generator;
+pub use mantissa_model::location::{EmbeddedFolder, Location};
 pub use options::{Chosen, Device, GenerateOptions, LogitRows, Options, UnknownDevice};
 pub use prompt::{Completion, Flow, Piece, Prompt, Timings};
 pub use text::{chat_template_from_file, open_chat_template, open_tokenizer};

@@ -11,6 +11,7 @@ mod mapped;
 mod tests;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     ops::Range,
     path::{Path, PathBuf},
@@ -25,6 +26,7 @@ pub use mapped::MappedFile;
 use crate::{
     config::{GenerationDefaults, ModelConfig},
     gguf::Gguf,
+    location::Location,
 };
 
 /// An open checkpoint.
@@ -73,25 +75,18 @@ pub struct TensorSummary<'a> {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint at `path`: a folder with `config.json` and safetensors, a folder with a single GGUF file,
-    /// or a GGUF file.
+    /// Opens the checkpoint at `location`: a folder with `config.json` and safetensors, a folder with a single GGUF
+    /// file, or a GGUF file.
     ///
     /// Files are mapped, not read; they must not change while the checkpoint is open.
     ///
     /// # Errors
     /// [`CheckpointError`] naming the file and the key or tensor.
-    pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
-        let metadata = std::fs::metadata(path)
-            .map_err(|source| CheckpointError::Io { file: path.to_owned(), source })?;
-        let checkpoint = if !metadata.is_dir() {
-            gguf_file::open(path)
-        } else if path.join(folder::CONFIG).exists() {
-            folder::open(path)
-        } else {
-            match folder::single_gguf(path)? {
-                Some(file) => gguf_file::open(&file),
-                None => Err(CheckpointError::NoConfig { folder: path.to_owned() }),
-            }
+    pub fn open(location: impl Into<Location>) -> Result<Checkpoint, CheckpointError> {
+        let location = location.into();
+        let checkpoint = match gguf_at(&location)? {
+            Some(file) => gguf_file::open(&file),
+            None => folder::open(&location),
         }?;
         checkpoint.refuse_unexpected_biases()?;
         Ok(checkpoint)
@@ -226,6 +221,23 @@ impl Checkpoint {
                 architecture: self.config.architecture,
             }),
         }
+    }
+}
+
+/// The GGUF file at `location`, or nothing where it is a folder with `config.json`.
+fn gguf_at(location: &Location) -> Result<Option<Cow<'_, Path>>, CheckpointError> {
+    let Location::Path(path) = location else { return Ok(None) };
+    let metadata =
+        std::fs::metadata(path).map_err(|source| CheckpointError::Io { file: path.clone(), source })?;
+    if !metadata.is_dir() {
+        return Ok(Some(Cow::Borrowed(path)));
+    }
+    if location.has(folder::CONFIG) {
+        return Ok(None);
+    }
+    match folder::single_gguf(path)? {
+        Some(file) => Ok(Some(Cow::Owned(file))),
+        None => Err(CheckpointError::NoConfig { folder: path.clone() }),
     }
 }
 

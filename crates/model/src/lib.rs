@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod gguf;
 pub mod hub;
+pub mod location;
 pub mod rope;
 pub mod safetensors_file;
 pub mod template;

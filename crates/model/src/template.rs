@@ -18,6 +18,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::{
     gguf::{Gguf, GgufError},
+    location::Location,
     tokenizer::{FileError, JsonFile, NamedTokens, read_text, read_text_if_any},
 };
 
@@ -112,11 +113,12 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TemplateError`] where there is none, or it cannot be read or parsed.
-    pub fn from_folder(folder: &Path) -> Result<ChatTemplate, TemplateError> {
+    pub fn from_folder(folder: impl Into<Location>) -> Result<ChatTemplate, TemplateError> {
+        const FILE: &str = "chat_template.jinja";
+        let folder = &folder.into();
         let tokens = NamedTokens::from_folder(folder)?;
-        let file = folder.join("chat_template.jinja");
-        if let Some(source) = read_text_if_any(&file)? {
-            return ChatTemplate::parse(&file, [(DEFAULT.to_owned(), source)], tokens);
+        if let Some(source) = read_text_if_any(folder, FILE)? {
+            return ChatTemplate::parse(&folder.file(FILE), [(DEFAULT.to_owned(), source)], tokens);
         }
         for name in ["tokenizer_config.json", "chat_template.json"] {
             let Some(file) = JsonFile::read_if_any(folder, name)? else { continue };
@@ -124,7 +126,7 @@ impl ChatTemplate {
             return ChatTemplate::parse(&file.file, named_templates(&file, field)?, tokens);
         }
         Err(TemplateError::Missing {
-            model: folder.to_owned(),
+            model: folder.path().into_owned(),
             looked: "neither chat_template.jinja nor `chat_template` in tokenizer_config.json or chat_template.json",
         })
     }

@@ -54,7 +54,7 @@ fn hello() -> Value {
 fn model_folders_and_files_carry_templates() {
     let render = |template: ChatTemplate| template.render(&hello(), GenerationPrompt::Add).unwrap();
     assert_eq!(
-        render(ChatTemplate::from_folder(&fixture("models/llama")).unwrap()),
+        render(ChatTemplate::from_folder(fixture("models/llama")).unwrap()),
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>\
          <|start_header_id|>assistant<|end_header_id|>\n\n"
     );

@@ -19,7 +19,7 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 fn folder(path: &str) -> Tokenizer {
-    Tokenizer::from_folder(&fixture(path)).unwrap()
+    Tokenizer::from_folder(fixture(path)).unwrap()
 }
 
 fn gguf(path: &str) -> Gguf {

@@ -7,7 +7,7 @@ use mantissa::model::tokenizer::DecodeSpecial;
 
 use crate::context::Context;
 use crate::ids::IdsArgs;
-use crate::model::locate;
+use crate::model::ModelArg;
 use crate::output;
 
 /// Arguments of `mantissa detokenize`.
@@ -16,8 +16,8 @@ use crate::output;
     after_help = "Example:\n  mantissa detokenize ./Qwen2.5-0.5B --ids 9707,11,1879\n\nThe text is printed exactly, without a line end of its own."
 )]
 pub struct Args {
-    /// Folder, .gguf file or Hugging Face repository
-    model: String,
+    #[command(flatten)]
+    model: ModelArg,
 
     #[command(flatten)]
     ids: IdsArgs,
@@ -32,7 +32,7 @@ pub fn run(args: &Args, _context: &Context) -> Result<()> {
     let Some(ids) = args.ids.read()? else {
         bail!("no tokens: give --ids 1,2,3 or --ids-file FILE");
     };
-    let tokenizer = mantissa::open_tokenizer(locate(&args.model)?)?;
+    let tokenizer = mantissa::open_tokenizer(args.model.locate()?)?;
     let special = if args.skip_special { DecodeSpecial::Skip } else { DecodeSpecial::Keep };
     let text = tokenizer.decode(&ids, special)?;
     let mut out = output::raw_stdout();

@@ -10,7 +10,8 @@ use mantissa::model::arch;
 use mantissa::numerics::{Format, PrecisionPolicy, Preset};
 
 use crate::context::Context;
-use crate::{model, output};
+use crate::model::ModelArg;
+use crate::output;
 use losses::{Losses, Measure};
 use report::Report;
 
@@ -28,8 +29,8 @@ Examples:
 What a policy loses is measured by converting the weights as loading would: the largest relative rounding error, and how
 many values would overflow or become zero.")]
 pub struct Args {
-    /// Folder, .gguf file or Hugging Face repository
-    model: String,
+    #[command(flatten)]
+    model: ModelArg,
 
     /// Convert the weights for every policy, even where the model is large
     #[arg(long)]
@@ -42,7 +43,7 @@ pub struct Args {
 
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let model = model::open(&args.model)?;
+    let model = args.model.open()?;
     let checkpoint = model.checkpoint();
     let program = arch::program(model.config())?;
     let policies: Vec<PrecisionPolicy> = if context.policies.is_empty() {

@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod detokenize;
 mod dtypes;
+mod eval;
 mod inspect;
 mod logits;
 mod plan;
@@ -39,6 +40,8 @@ pub enum Command {
     Detokenize(detokenize::Args),
     /// Render a conversation with the model's chat template
     Template(template::Args),
+    /// Judge a policy by text: perplexity, and distance from another policy
+    Eval(eval::Args),
     /// Measure speed against what the machine can do
     Bench(bench::Args),
     /// Write a checkpoint of a known shape with random weights
@@ -59,6 +62,7 @@ pub fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Tokenize(args) => tokenize::run(args, context),
         Command::Detokenize(args) => detokenize::run(args, context),
         Command::Template(args) => template::run(args, context),
+        Command::Eval(args) => eval::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Synth(args) => synth::run(args, context),
         Command::Completions(args) => completions::run(args, context),

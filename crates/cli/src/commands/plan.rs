@@ -14,8 +14,9 @@ use mantissa::ops::{Op, Plan, ShapeClass, Step};
 use serde_json::{Value, json};
 
 use crate::context::Context;
+use crate::model::ModelArg;
+use crate::output;
 use crate::table::{self, Column};
-use crate::{model, output};
 use fold::{Folded, fold};
 
 /// Arguments of `mantissa plan`.
@@ -29,8 +30,8 @@ Examples:
 A contract reads: weights x activations [cache] > result, how products are formed / the format of sums, and the order of
 the sums. Bytes and operations are what a perfect machine would have to move and compute.")]
 pub struct Args {
-    /// Folder, .gguf file or Hugging Face repository
-    model: String,
+    #[command(flatten)]
+    model: ModelArg,
 
     /// What runs together: one token, a token each of a few sequences, or a prompt
     #[arg(long, value_enum)]
@@ -84,7 +85,7 @@ impl Shape {
 
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let model = model::open(&args.model)?;
+    let model = args.model.open()?;
     let options: Options = context.options()?;
     let plan: Arc<Plan> = model.plan(&options)?;
     let (class, shape) = run_shape(args, plan.program.max_context)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use mantissa::engine::sequence::{EndOfText, FinishReason};
 use mantissa::model::template::GenerationPrompt;
-use mantissa::{Completion, Flow, GenerateOptions, Generator, Model, Piece, Prompt};
+use mantissa::{Completion, Flow, GenerateOptions, Generator, Location, Model, Prompt};
 use serde_json::{Value, json};
 
 use crate::commands::tokenize::read_text;
@@ -21,12 +21,15 @@ use crate::{output, stats};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  mantissa run
+  mantissa run --chat -p \"Write a haiku about rain.\"
   mantissa run ./Qwen2.5-0.5B -p \"Once upon a time\"
   mantissa run Qwen/Qwen2.5-0.5B-Instruct --chat -p \"Why is the sky blue?\" --policy f16
   mantissa run model.gguf -f prompt.txt --greedy --max-tokens 100
   mantissa run ./model -p \"One\" -p \"Two\" --json               two prompts in one batch
 
-The answer goes to standard output; speed, memory and policy go to standard error, on one line. Ctrl-C ends the answer.")]
+The answer goes to standard output; speed, memory and policy go to standard error, on one line. Ctrl-C ends the answer.
+Without a model, the built-in one runs, and without a prompt too, it continues \"Once upon a time\".")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -48,6 +51,9 @@ pub struct Args {
     #[command(flatten)]
     limits: LimitArgs,
 }
+
+/// What the built-in model continues where nothing is given: a newcomer sees it write before reading any help.
+const DEFAULT_PROMPT: &str = "Once upon a time";
 
 /// What to continue.
 #[derive(Debug, clap::Args)]
@@ -97,7 +103,11 @@ struct LimitArgs {
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let model = args.model.open()?;
-    let prompts = args.prompt.read(&model)?;
+    let default = args.prompt.default_of(&model);
+    let prompts = match default {
+        Some(text) => vec![Prompt::from(text)],
+        None => args.prompt.read(&model)?,
+    };
     let options = GenerateOptions {
         sampling: args.sampling.options(),
         max_tokens: args.limits.max_tokens,
@@ -111,7 +121,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         ..context.options()?
     };
     let mut generator = model::prepare(&model, &prepared, context)?;
-    let completions = args.generate(&mut generator, &prompts, &options, context)?;
+    // Nobody typed the default prompt: without it, the answer would begin in the middle of a sentence.
+    let lead = default.unwrap_or_default();
+    let completions = args.generate(&mut generator, &prompts, lead, &options, context)?;
     if args.json {
         let objects: Vec<Value> = completions.iter().map(|done| object(done, &generator)).collect();
         match objects.as_slice() {
@@ -132,20 +144,24 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 }
 
 impl Args {
-    /// Generates, and prints on the way where that is wanted.
+    /// Generates, and prints on the way where that is wanted: an answer that is printed alone after `lead`.
     fn generate(
         &self,
         generator: &mut Generator,
         prompts: &[Prompt],
+        lead: &str,
         options: &GenerateOptions,
         context: &Context,
     ) -> Result<Vec<Completion>> {
         let guard = context.interrupt.guard();
         let stream = !self.json && prompts.len() == 1;
         let mut printed = Printer::default();
+        if stream {
+            printed.text(lead);
+        }
         let outcome = generator.generate_batch(prompts, options, |piece| {
             if stream {
-                printed.piece(&piece);
+                printed.text(piece.text);
             }
             if guard.requested() || printed.failed.is_some() { Flow::Cancel } else { Flow::Continue }
         });
@@ -185,6 +201,14 @@ impl PromptArgs {
         }
     }
 
+    /// What to continue where nothing was given and the model is the built-in one.
+    fn default_of(&self, model: &Model) -> Option<&'static str> {
+        let texts = !self.prompt.is_empty() || !self.file.is_empty();
+        let ids = self.ids.ids.is_some() || self.ids.ids_file.is_some();
+        let built_in = matches!(model.location(), Location::Embedded(_));
+        (built_in && !texts && !ids && !self.chat).then_some(DEFAULT_PROMPT)
+    }
+
     fn rendered(&self, model: &Model, text: &str) -> Result<Prompt> {
         let mut messages = Vec::new();
         if let Some(system) = &self.system {
@@ -219,8 +243,8 @@ struct Printer {
 }
 
 impl Printer {
-    fn piece(&mut self, piece: &Piece<'_>) {
-        if let Err(error) = self.write(piece.text) {
+    fn text(&mut self, text: &str) {
+        if let Err(error) = self.write(text) {
             self.failed.get_or_insert(error);
         }
     }

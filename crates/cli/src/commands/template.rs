@@ -9,21 +9,23 @@ use serde_json::Value;
 
 use crate::commands::tokenize::read_text;
 use crate::context::Context;
-use crate::model::locate;
+use crate::model::ModelArg;
 use crate::output;
 
 /// Arguments of `mantissa template`.
 #[derive(Debug, clap::Args)]
+#[command(allow_missing_positional = true)]
 #[command(after_help = "\
 Examples:
+  mantissa template chat.json
   mantissa template ./Qwen2.5-0.5B-Instruct chat.json
   mantissa template model.gguf - --no-generation-prompt < chat.json
 
 CHAT.json is a list of messages as the OpenAI API has them, or an object with `messages` and other variables of the \
 template, such as `tools`. The rendered text is printed exactly, without a line end of its own.")]
 pub struct Args {
-    /// Folder, .gguf file or Hugging Face repository
-    model: String,
+    #[command(flatten)]
+    model: ModelArg,
 
     /// The conversation; - for standard input
     #[arg(value_name = "CHAT.json")]
@@ -42,7 +44,7 @@ pub struct Args {
 pub fn run(args: &Args, _context: &Context) -> Result<()> {
     let chat: Value = serde_json::from_str(&read_text(&args.chat)?)
         .with_context(|| format!("{} is no JSON", args.chat.display()))?;
-    let model = locate(&args.model)?;
+    let model = args.model.locate()?;
     let template = match &args.template {
         Some(file) => mantissa::chat_template_from_file(model, file)?,
         None => mantissa::open_chat_template(model)?,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use mantissa::model::tokenizer::SpecialTokens;
 
 use crate::context::Context;
-use crate::model::locate;
+use crate::model::ModelArg;
 use crate::output;
 
 /// Arguments of `mantissa tokenize`.
@@ -20,8 +20,8 @@ Examples:
 Prints a JSON array. MODEL may also be a folder with nothing but tokenizer files or a .gguf file with nothing but a \
 vocabulary.")]
 pub struct Args {
-    /// Folder, .gguf file or Hugging Face repository
-    model: String,
+    #[command(flatten)]
+    model: ModelArg,
 
     /// File with the text; - for standard input
     #[arg(long, short, value_name = "FILE", required_unless_present = "text", conflicts_with = "text")]
@@ -43,7 +43,7 @@ pub fn run(args: &Args, _context: &Context) -> Result<()> {
         (None, Some(path)) => read_text(path)?,
         (None, None) => bail!("no text: give --file FILE or --text TEXT"),
     };
-    let tokenizer = mantissa::open_tokenizer(locate(&args.model)?)?;
+    let tokenizer = mantissa::open_tokenizer(args.model.locate()?)?;
     let special = if args.no_special { SpecialTokens::IGNORE } else { SpecialTokens::ADD };
     output::json(&tokenizer.encode(&text, special)?)
 }

@@ -1,6 +1,7 @@
 //! Hugging Face folders: `config.json`, `generation_config.json`, and safetensors in one file or several.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, btree_map},
     fs,
     path::{Component, Path},
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use super::{Checkpoint, CheckpointError, Entry, MappedFile};
 use crate::{
     config::{GenerationDefaults, ModelConfig},
+    location::Location,
     safetensors_file,
 };
 
@@ -35,33 +37,37 @@ struct Tensors {
     entries: BTreeMap<String, Entry>,
 }
 
-pub(super) fn open(folder: &Path) -> Result<Checkpoint, CheckpointError> {
-    let config_file = folder.join(CONFIG);
-    let config = ModelConfig::from_json(&read(&config_file)?, &config_file)?;
-    let generation_file = folder.join(GENERATION_CONFIG);
-    let generation = if generation_file.exists() {
-        GenerationDefaults::from_json(&read(&generation_file)?, &generation_file)?
+pub(super) fn open(folder: &Location) -> Result<Checkpoint, CheckpointError> {
+    let config = ModelConfig::from_json(&read(folder, CONFIG)?, &folder.file(CONFIG))?;
+    let generation = if folder.has(GENERATION_CONFIG) {
+        GenerationDefaults::from_json(&read(folder, GENERATION_CONFIG)?, &folder.file(GENERATION_CONFIG))?
     } else {
         GenerationDefaults::default()
     };
     let mut tensors = Tensors::default();
     // Where both are there, transformers takes the single file.
-    if folder.join(SINGLE).exists() {
-        tensors.add(&folder.join(SINGLE))?;
-    } else if folder.join(INDEX).exists() {
+    if folder.has(SINGLE) {
+        tensors.add(folder, SINGLE)?;
+    } else if folder.has(INDEX) {
         add_shards(&mut tensors, folder)?;
     } else {
-        let pickled =
-            folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists();
+        let pickled = folder.has("pytorch_model.bin") || folder.has("pytorch_model.bin.index.json");
         let hint = if pickled {
             "; pytorch_model.bin holds a pickle, which is code: convert it to safetensors first"
         } else {
             ""
         };
-        return Err(CheckpointError::NoWeights { folder: folder.to_owned(), hint });
+        return Err(CheckpointError::NoWeights { folder: folder.path().into_owned(), hint });
     }
     let Tensors { files, entries } = tensors;
-    Ok(Checkpoint { path: folder.to_owned(), config, generation, gguf: None, files, tensors: entries })
+    Ok(Checkpoint {
+        path: folder.path().into_owned(),
+        config,
+        generation,
+        gguf: None,
+        files,
+        tensors: entries,
+    })
 }
 
 /// The only GGUF file of a folder without `config.json`.
@@ -85,15 +91,15 @@ pub(super) fn single_gguf(folder: &Path) -> Result<Option<std::path::PathBuf>, C
     Ok(found.pop())
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, CheckpointError> {
-    fs::read(file).map_err(|source| CheckpointError::Io { file: file.to_owned(), source })
+fn read(folder: &Location, name: &str) -> Result<Cow<'static, [u8]>, CheckpointError> {
+    folder.read(name).map_err(|source| CheckpointError::Io { file: folder.file(name), source })
 }
 
-fn add_shards(tensors: &mut Tensors, folder: &Path) -> Result<(), CheckpointError> {
-    let index_file = folder.join(INDEX);
+fn add_shards(tensors: &mut Tensors, folder: &Location) -> Result<(), CheckpointError> {
+    let index_file = folder.file(INDEX);
     let wrong = |message| CheckpointError::Index { file: index_file.clone(), message };
     let index: Index =
-        serde_json::from_slice(&read(&index_file)?).map_err(|error| wrong(error.to_string()))?;
+        serde_json::from_slice(&read(folder, INDEX)?).map_err(|error| wrong(error.to_string()))?;
     let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
     for (tensor, shard) in &index.weight_map {
         if shards.contains_key(shard.as_str()) {
@@ -106,12 +112,11 @@ fn add_shards(tensors: &mut Tensors, folder: &Path) -> Result<(), CheckpointErro
                 "tensor {tensor:?} is in {shard:?}, which is no file name within the folder"
             )));
         }
-        let path = folder.join(shard);
-        if !path.is_file() {
+        if !folder.has(shard) {
             let (index, tensor, shard) = (index_file.clone(), tensor.clone(), shard.clone());
             return Err(CheckpointError::MissingShard { index, tensor, shard });
         }
-        shards.insert(shard, tensors.add(&path)?);
+        shards.insert(shard, tensors.add(folder, shard)?);
     }
     for (tensor, shard) in &index.weight_map {
         if tensors.entries.get(tensor).map(|entry| entry.file) != shards.get(shard.as_str()).copied() {
@@ -124,17 +129,17 @@ fn add_shards(tensors: &mut Tensors, folder: &Path) -> Result<(), CheckpointErro
 
 impl Tensors {
     /// Adds the tensors of a file and returns the file's index.
-    fn add(&mut self, path: &Path) -> Result<usize, CheckpointError> {
+    fn add(&mut self, folder: &Location, name: &str) -> Result<usize, CheckpointError> {
         let file =
-            MappedFile::open(path).map_err(|source| CheckpointError::Io { file: path.to_owned(), source })?;
+            folder.map(name).map_err(|source| CheckpointError::Io { file: folder.file(name), source })?;
         let index = self.files.len();
-        for (name, info) in safetensors_file::parse(file.bytes(), path)? {
+        for (name, info) in safetensors_file::parse(file.bytes(), file.path())? {
             match self.entries.entry(name) {
                 btree_map::Entry::Occupied(first) => {
                     return Err(CheckpointError::DuplicateTensor {
                         tensor: first.key().clone(),
                         first: self.files[first.get().file].path().to_owned(),
-                        second: path.to_owned(),
+                        second: file.path().to_owned(),
                     });
                 }
                 btree_map::Entry::Vacant(vacant) => {

@@ -1,4 +1,4 @@
-//! Memory-mapped files.
+//! Files in the address space: mapped from disk, or part of the program, which the system maps itself.
 
 use std::{
     fs::File,
@@ -13,7 +13,13 @@ use memmap2::Mmap;
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    map: Mmap,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Map(Mmap),
+    Embedded(&'static [u8]),
 }
 
 impl MappedFile {
@@ -32,7 +38,12 @@ impl MappedFile {
         // A hint for the page cache; where it is refused, reading works all the same.
         #[cfg(unix)]
         let _ = map.advise(memmap2::Advice::Sequential);
-        Ok(MappedFile { path: path.to_owned(), map })
+        Ok(MappedFile { path: path.to_owned(), content: Content::Map(map) })
+    }
+
+    /// A file that is part of the program, with the `path` that messages give it.
+    pub fn embedded(path: PathBuf, bytes: &'static [u8]) -> MappedFile {
+        MappedFile { path, content: Content::Embedded(bytes) }
     }
 
     /// The file.
@@ -42,19 +53,25 @@ impl MappedFile {
 
     /// Its content.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.content {
+            Content::Map(map) => map,
+            Content::Embedded(bytes) => bytes,
+        }
     }
 
     /// Lets the pages of `range` leave memory; reading them again brings them back from the file. Does nothing for a
-    /// range outside the file and on systems without `madvise`.
+    /// range outside the file, for a part of the program, and on systems without `madvise`.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        if range.start < range.end && range.end <= self.map.len() {
+        if let Content::Map(map) = &self.content
+            && range.start < range.end
+            && range.end <= map.len()
+        {
             // SAFETY: the map is backed by a file, shared and never written through, so a dropped page returns with
             // the same bytes (the file does not change, see `open`) and borrows of it stay valid; `range` lies
             // within the map. The call widens it to whole pages, which is as harmless to the neighbours.
             let _ = unsafe {
-                self.map.unchecked_advise_range(
+                map.unchecked_advise_range(
                     memmap2::UncheckedAdvice::DontNeed,
                     range.start,
                     range.end - range.start,

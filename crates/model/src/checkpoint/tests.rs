@@ -11,7 +11,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn open(path: impl AsRef<Path>) -> Checkpoint {
-    Checkpoint::open(&fixtures().join(path)).expect("sound")
+    Checkpoint::open(fixtures().join(path)).expect("sound")
 }
 
 /// The error's text, which must name something in `folder`.
@@ -220,7 +220,7 @@ fn small_gguf() -> Builder {
 fn refused(builder: &Builder) -> Option<String> {
     let folder = TempDir::new().expect("a folder");
     fs::write(folder.path().join("m.gguf"), builder.build()).expect("written");
-    match Checkpoint::open(&folder.path().join("m.gguf")) {
+    match Checkpoint::open(folder.path().join("m.gguf")) {
         Ok(_) => None,
         Err(_) => Some(error(&folder, "m.gguf")),
     }
@@ -269,7 +269,7 @@ fn gguf_rope_scaling_is_read() {
     let rope = |builder: Builder| {
         let folder = TempDir::new().expect("a folder");
         fs::write(folder.path().join("m.gguf"), builder.build()).expect("written");
-        Checkpoint::open(&folder.path().join("m.gguf")).expect("sound").config().rope.clone()
+        Checkpoint::open(folder.path().join("m.gguf")).expect("sound").config().rope.clone()
     };
     let scaled = |kind: &str| {
         small_gguf().string("llama.rope.scaling.type", kind).f32("llama.rope.scaling.factor", 2.0)

@@ -1,13 +1,17 @@
 //! Text files of a model folder: tokenizer configuration, generation configuration, templates.
 
 use std::{
+    borrow::Cow,
     io,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
-use crate::gguf::{Gguf, GgufError};
+use crate::{
+    gguf::{Gguf, GgufError},
+    location::Location,
+};
 
 /// A file that cannot be read as what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -50,17 +54,27 @@ pub enum FileError {
     },
 }
 
-/// The text of `file`, or nothing where there is no such file.
-pub(crate) fn read_text_if_any(file: &Path) -> Result<Option<String>, FileError> {
-    match read_text(file) {
-        Err(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-        result => result.map(Some),
+/// The content of a file of `folder`, or nothing where there is no such file.
+pub(crate) fn read_if_any(folder: &Location, name: &str) -> Result<Option<Cow<'static, [u8]>>, FileError> {
+    match folder.read(name) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FileError::Read { file: folder.file(name), source }),
     }
+}
+
+/// The text of a file of `folder`, or nothing where there is no such file.
+pub(crate) fn read_text_if_any(folder: &Location, name: &str) -> Result<Option<String>, FileError> {
+    read_if_any(folder, name)?.map(|bytes| text(bytes.into_owned(), &folder.file(name))).transpose()
 }
 
 /// The text of `file`.
 pub(crate) fn read_text(file: &Path) -> Result<String, FileError> {
     let bytes = std::fs::read(file).map_err(|source| FileError::Read { file: file.to_owned(), source })?;
+    text(bytes, file)
+}
+
+fn text(bytes: Vec<u8>, file: &Path) -> Result<String, FileError> {
     String::from_utf8(bytes)
         .map_err(|error| FileError::Utf8 { file: file.to_owned(), offset: error.utf8_error().valid_up_to() })
 }
@@ -73,9 +87,9 @@ pub(crate) struct JsonFile {
 
 impl JsonFile {
     /// Reads `folder/name`, or nothing where there is no such file.
-    pub fn read_if_any(folder: &Path, name: &str) -> Result<Option<JsonFile>, FileError> {
-        let file = folder.join(name);
-        let Some(text) = read_text_if_any(&file)? else { return Ok(None) };
+    pub fn read_if_any(folder: &Location, name: &str) -> Result<Option<JsonFile>, FileError> {
+        let Some(text) = read_text_if_any(folder, name)? else { return Ok(None) };
+        let file = folder.file(name);
         match serde_json::from_str(&text) {
             Ok(json) => Ok(Some(JsonFile { file, json })),
             Err(source) => Err(FileError::Json { file, source }),
@@ -117,10 +131,11 @@ impl NamedTokens {
     ///
     /// # Errors
     /// [`FileError`] where one of these files is unreadable or names a token by anything but a text.
-    pub fn from_folder(folder: &Path) -> Result<NamedTokens, FileError> {
+    pub fn from_folder(folder: impl Into<Location>) -> Result<NamedTokens, FileError> {
+        let folder = folder.into();
         let files = [
-            JsonFile::read_if_any(folder, "tokenizer_config.json")?,
-            JsonFile::read_if_any(folder, "special_tokens_map.json")?,
+            JsonFile::read_if_any(&folder, "tokenizer_config.json")?,
+            JsonFile::read_if_any(&folder, "special_tokens_map.json")?,
         ];
         let named = |field: &str| -> Result<Option<String>, FileError> {
             for file in files.iter().flatten() {

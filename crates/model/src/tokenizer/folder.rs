@@ -1,7 +1,5 @@
 //! Tokenizers of Hugging Face folders.
 
-use std::path::Path;
-
 use serde_json::Value;
 
 use super::{
@@ -12,6 +10,7 @@ use super::{
     pipeline::Pipeline,
     vocabulary::Vocabulary,
 };
+use crate::location::Location;
 
 impl Tokenizer {
     /// The tokenizer of a folder: `tokenizer.json`, or else `tokenizer.model`, with `tokenizer_config.json` and
@@ -19,11 +18,13 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError`] where there is no tokenizer, or a file is unreadable or malformed.
-    pub fn from_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
-        let file = folder.join("tokenizer.json");
-        let Some(text) = read_text_if_any(&file)? else {
+    pub fn from_folder(folder: impl Into<Location>) -> Result<Tokenizer, TokenizerError> {
+        const FILE: &str = "tokenizer.json";
+        let folder = &folder.into();
+        let Some(text) = read_text_if_any(folder, FILE)? else {
             return from_model_file(folder);
         };
+        let file = folder.file(FILE);
         let library = |error: tokenizers::Error| TokenizerError::Library {
             file: file.clone(),
             reason: error.to_string(),
@@ -71,9 +72,9 @@ fn check_post_processor(processor: &Value) -> Result<(), String> {
     Ok(())
 }
 
-fn from_model_file(folder: &Path) -> Result<Tokenizer, TokenizerError> {
+fn from_model_file(folder: &Location) -> Result<Tokenizer, TokenizerError> {
     let Some(vocabulary) = Vocabulary::from_model_file(folder)? else {
-        return Err(TokenizerError::Missing { folder: folder.to_owned() });
+        return Err(TokenizerError::Missing { folder: folder.path().into_owned() });
     };
     let mut tokenizer = Tokenizer::from_vocabulary(&vocabulary)?;
     for id in generation_eos(folder)? {
@@ -85,7 +86,7 @@ fn from_model_file(folder: &Path) -> Result<Tokenizer, TokenizerError> {
 }
 
 /// Where generation ends, as `generation_config.json` says, or else `config.json`.
-fn generation_eos(folder: &Path) -> Result<Vec<u32>, FileError> {
+fn generation_eos(folder: &Location) -> Result<Vec<u32>, FileError> {
     const FIELD: &str = "eos_token_id";
     for name in ["generation_config.json", "config.json"] {
         let Some(file) = JsonFile::read_if_any(folder, name)? else { continue };

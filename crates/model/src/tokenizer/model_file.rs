@@ -3,15 +3,16 @@
 //! Format: protocol buffers with the fields of <https://github.com/google/sentencepiece>,
 //! `sentencepiece_model.proto`. Only BPE models without a normaliser are read, as Llama 2 and its kin have them.
 
-use std::{collections::HashSet, path::Path};
+use std::collections::HashSet;
 
 use serde_json::Value;
 
 use super::{
     error::TokenizerError,
-    files::{FileError, JsonFile},
+    files::{JsonFile, read_if_any},
     vocabulary::{TokenType, Vocabulary},
 };
+use crate::location::Location;
 
 /// `model_type` of a BPE model.
 const BPE: u64 = 2;
@@ -22,13 +23,10 @@ impl Vocabulary {
     ///
     /// # Errors
     /// [`TokenizerError`] where a file is unreadable or malformed, or the model is of another kind than BPE.
-    pub(super) fn from_model_file(folder: &Path) -> Result<Option<Vocabulary>, TokenizerError> {
-        let file = folder.join("tokenizer.model");
-        let bytes = match std::fs::read(&file) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(FileError::Read { file, source }.into()),
-        };
+    pub(super) fn from_model_file(folder: &Location) -> Result<Option<Vocabulary>, TokenizerError> {
+        const FILE: &str = "tokenizer.model";
+        let Some(bytes) = read_if_any(folder, FILE)? else { return Ok(None) };
+        let file = folder.file(FILE);
         let mut vocabulary =
             parse(&bytes).map_err(|problem| TokenizerError::Vocabulary { file: file.clone(), problem })?;
         vocabulary.file = file;

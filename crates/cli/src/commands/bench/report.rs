@@ -42,7 +42,7 @@ impl Report<'_> {
         writeln!(
             output::stdout(),
             "{} on {}, {}{threads}; medians of {} repetitions\n",
-            self.model.path().display(),
+            self.model.location(),
             info.device,
             info.features,
             self.repetitions,
@@ -133,7 +133,7 @@ impl Report<'_> {
             .failed()
             .map(|(policy, error)| json!({ "policy": policy.to_string(), "error": format!("{error:#}") }));
         json!({
-            "model": self.model.path().display().to_string(),
+            "model": self.model.location().to_string(),
             "device": self.info.device,
             "isa": self.info.features,
             "threads": self.info.threads,

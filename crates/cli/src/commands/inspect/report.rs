@@ -70,7 +70,7 @@ impl Report<'_> {
         let files = self.files();
         let bytes: u64 = files.iter().map(|(_, bytes)| bytes).sum();
         let entries = [
-            ("model", self.model.path().display().to_string()),
+            ("model", self.model.location().to_string()),
             ("architecture", config.architecture.to_string()),
             (
                 "parameters",
@@ -177,7 +177,7 @@ impl Report<'_> {
             })
         });
         json!({
-            "path": self.model.path().display().to_string(),
+            "path": self.model.location().to_string(),
             "architecture": config.architecture.name(),
             "parameters": self.program.parameters(),
             "layers": config.layers,
