@@ -91,7 +91,7 @@ def curve(history, path):
     best = min(history, key=lambda h: h["valid"])
     ax.plot(best["epoch"], best["valid"], "o", color="#c2410c")
     ax.annotate(f"{best['valid']:.3f}", (best["epoch"], best["valid"]), textcoords="offset points", xytext=(-4, 9), ha="right")
-    ax.set(xlabel="passes over the training books", ylabel="loss (nats per token)", title="mantissa-tiny: training", ylim=(1.2, 5))
+    ax.set(xlabel="passes over the training books", ylabel="loss (nats per token)", title="mantissa-tiny: training", ylim=(1, 5))
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     fig.tight_layout()
