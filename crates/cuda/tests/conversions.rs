@@ -8,6 +8,7 @@ use mantissa_cuda::compile::{Compiler, Nvrtc};
 use mantissa_cuda::device::Device;
 use mantissa_cuda::kernel::{Alias, KernelSpec, Launch, SourceFile};
 use mantissa_numerics::{E4M3, Element, Format};
+use mantissa_ops::conformance::or_skip;
 
 /// Mirrors `Args` of `kernels/selftest.cu`.
 #[repr(C)]
@@ -30,13 +31,7 @@ fn machine() -> Result<(Device, Nvrtc), String> {
 /// Runs an entry of the self-test on every word; `None`, with the reason printed, where there is no device.
 fn run(entry: &'static str, format: Format, words: &[u32]) -> Option<Vec<u32>> {
     const THREADS: usize = 256;
-    let (device, nvrtc) = match machine() {
-        Ok(machine) => machine,
-        Err(reason) => {
-            eprintln!("skipped: {entry} for {format}: {reason}");
-            return None;
-        }
-    };
+    let (device, nvrtc) = or_skip(machine())?;
     let aliases = vec![Alias::format("T", format)];
     let spec = KernelSpec { file: SourceFile::Selftest, entry, aliases };
     let compiled = nvrtc.compile(&spec, &spec.source(), device.info().arch).expect("it compiles");

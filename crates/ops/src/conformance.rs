@@ -105,8 +105,9 @@ pub fn or_skip<B>(backend: Result<B, String>) -> Option<B> {
         Ok(backend) => Some(backend),
         Err(reason) => {
             let test = std::thread::current().name().unwrap_or("test").to_owned();
-            // Where nothing can be printed nothing can be reported.
-            let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+            // In one piece and on a line of its own, whatever other tests print at the same time. Where nothing can be
+            // printed nothing can be reported.
+            let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {reason}\n").as_bytes());
             None
         }
     }
