@@ -8,6 +8,7 @@ use mantissa_ops::backend::{
 };
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
+use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Plan, TensorSource, ValueId};
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
@@ -20,7 +21,7 @@ use crate::pool::Pool;
 use crate::rope::{RopeError, RopeTables};
 use crate::sdpa::sdpa_scratch;
 use crate::steps::Runner;
-use crate::values::{RunRows, Values, poisoned};
+use crate::values::{Values, poisoned};
 use crate::weights::{Loader, Weights};
 
 /// Memory that steps use between reading and writing values.

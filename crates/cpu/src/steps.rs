@@ -3,6 +3,7 @@
 use mantissa_ops::Op;
 use mantissa_ops::batch::Batch;
 use mantissa_ops::op;
+use mantissa_ops::program::RunRows;
 
 use crate::attention::{AttentionArgs, attention};
 use crate::cache::KvCache;
@@ -18,7 +19,7 @@ use crate::rope::{RopeArgs, RopeTables, rope};
 use crate::sdpa::{SdpaArgs, sdpa};
 use crate::session::Scratch;
 use crate::softmax::{SoftmaxArgs, softmax};
-use crate::values::{AccessError, RunRows, Values};
+use crate::values::{AccessError, Values};
 use crate::weights::Weights;
 
 /// A step that cannot run; the plan and the batch were checked, so that this names a mistake in a program.

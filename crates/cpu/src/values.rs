@@ -1,7 +1,7 @@
 //! The values of a program in memory: one buffer each, for the largest batch.
 
 use mantissa_numerics::{Format, decode_slice, encode_slice};
-use mantissa_ops::program::ValueRole;
+use mantissa_ops::program::{RunRows, ValueRole};
 use mantissa_ops::{Limits, Plan, PrepareError, RunError, ValueId};
 
 use crate::aligned::AlignedBuffer;
@@ -23,22 +23,6 @@ struct Slot {
     width: usize,
     role: ValueRole,
     buffer: AlignedBuffer,
-}
-
-/// Rows of the values of a run.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RunRows {
-    pub tokens: usize,
-    pub outputs: usize,
-}
-
-impl RunRows {
-    fn of(self, role: ValueRole) -> usize {
-        match role {
-            ValueRole::Activation => self.tokens,
-            ValueRole::Logits => self.outputs,
-        }
-    }
 }
 
 /// A poisoned buffer.

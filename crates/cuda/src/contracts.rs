@@ -1,42 +1,12 @@
 //! What the CUDA backend can do: every combination that has a kernel, as data. It does not depend on the device.
 
-use mantissa_numerics::Format;
-use mantissa_numerics::contract::{
-    CacheFormat, Compute, ContractQuery, Family, OpContract, Order, RoundingPoint, Subnormals,
-};
+use mantissa_numerics::contract::{Compute, ContractQuery, Family, OpContract, Order, Subnormals};
 
 use crate::families::{attention, norm, products, softmax};
 
-/// Formats of weights and activations.
-pub(crate) const STORAGE: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
-
-/// Formats of the KV cache.
-pub(crate) const CACHES: [CacheFormat; 5] = [
-    CacheFormat::plain(Format::F32),
-    CacheFormat::plain(Format::F16),
-    CacheFormat::plain(Format::Bf16),
-    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F16) },
-    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F32) },
-];
-
 /// Every contract.
 pub fn contracts() -> Vec<OpContract> {
-    let mut all = Vec::new();
-    for family in Family::ALL {
-        let weights: Vec<Option<Format>> =
-            if family.has_weights() { STORAGE.map(Some).to_vec() } else { vec![None] };
-        let caches: Vec<Option<CacheFormat>> =
-            if family.has_cache() { CACHES.map(Some).to_vec() } else { vec![None] };
-        for &weights in &weights {
-            for activations in STORAGE {
-                for &cache in &caches {
-                    let accumulate = Format::F32;
-                    all.push(contract(ContractQuery { family, weights, activations, cache, accumulate }));
-                }
-            }
-        }
-    }
-    all
+    ContractQuery::unquantised().into_iter().map(contract).collect()
 }
 
 fn contract(query: ContractQuery) -> OpContract {
@@ -52,24 +22,20 @@ fn contract(query: ContractQuery) -> OpContract {
             products::compute(query.weights.unwrap_or(query.activations), query.activations)
         }
     };
-    let rounding: &'static [RoundingPoint] = match (query.family, query.cache.and_then(|cache| cache.scales))
-    {
-        (Family::Qkv, None) => &[RoundingPoint::Output, RoundingPoint::CacheWrite],
-        (Family::Qkv, Some(_)) => {
-            &[RoundingPoint::Output, RoundingPoint::CacheWrite, RoundingPoint::CacheScale]
-        }
-        (Family::Ffn, _) => &[RoundingPoint::Intermediate, RoundingPoint::Output],
-        _ => &[RoundingPoint::Output],
-    };
-    let output = match query.family {
-        Family::Logits => Format::F32,
-        _ => query.activations,
-    };
-    OpContract { query, output, compute, rounding, order, subnormals: Subnormals::Kept }
+    OpContract {
+        query,
+        output: query.output(),
+        compute,
+        rounding: query.rounding(),
+        order,
+        subnormals: Subnormals::Kept,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use mantissa_numerics::Format;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use mantissa_ops::backend::{
 };
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
-use mantissa_ops::program::ValueRole;
+use mantissa_ops::program::{RunRows, ValueRole};
 use mantissa_ops::{Op, Plan, TensorSource, ValueId};
 
 use crate::backend::Machine;
@@ -22,7 +22,7 @@ use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
 use crate::steps::Runner;
 use crate::tables::{RopeTables, table_bytes};
-use crate::values::{RunRows, Values, value_bytes};
+use crate::values::{Values, value_bytes};
 use crate::weights::{Loader, Weights, weight_bytes};
 
 /// A prepared plan. Fields that use the stream come before it, so that it is the last to go.

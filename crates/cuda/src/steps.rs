@@ -2,6 +2,7 @@
 
 use mantissa_numerics::Format;
 use mantissa_ops::batch::Batch;
+use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Plan, Step, ValueId, WeightId, op};
 
 use crate::batch::DeviceBatch;
@@ -16,7 +17,7 @@ use crate::kernels::Loaded;
 use crate::scratch::Scratch;
 use crate::select::{Chooser, Formats, norm_addition};
 use crate::tables::RopeTables;
-use crate::values::{Place, RunRows, Values, row_stride};
+use crate::values::{Place, Values, row_stride};
 use crate::weights::Weights;
 
 /// A step that cannot run.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mantissa_numerics::{Format, decode_slice, encode_slice};
-use mantissa_ops::program::{ValueRole, ValueSpec};
+use mantissa_ops::program::{RunRows, ValueRole, ValueSpec};
 use mantissa_ops::{Limits, Plan, RunError, ValueId};
 
 use crate::device::{Device, DeviceBuffer, Stream};
@@ -38,22 +38,6 @@ struct Slot {
     role: ValueRole,
     rows: usize,
     buffer: DeviceBuffer,
-}
-
-/// Rows of the values of a run.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RunRows {
-    pub tokens: usize,
-    pub outputs: usize,
-}
-
-impl RunRows {
-    fn of(self, role: ValueRole) -> usize {
-        match role {
-            ValueRole::Activation => self.tokens,
-            ValueRole::Logits => self.outputs,
-        }
-    }
 }
 
 /// Values of a row with what pads it to 16 bytes.

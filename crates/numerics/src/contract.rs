@@ -148,7 +148,61 @@ pub struct ContractQuery {
     pub accumulate: Format,
 }
 
+/// Formats in which weights and activations can be stored unquantised.
+pub const STORAGE: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
+
+/// Formats of the KV cache that a policy can ask for.
+pub const CACHES: [CacheFormat; 5] = [
+    CacheFormat::plain(Format::F32),
+    CacheFormat::plain(Format::F16),
+    CacheFormat::plain(Format::Bf16),
+    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F16) },
+    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F32) },
+];
+
 impl ContractQuery {
+    /// Every combination of [`STORAGE`] and [`CACHES`] in every family, with sums in f32: what a backend for unquantised
+    /// models has a kernel for.
+    pub fn unquantised() -> Vec<ContractQuery> {
+        let mut all = Vec::new();
+        for family in Family::ALL {
+            let weights: Vec<Option<Format>> =
+                if family.has_weights() { STORAGE.map(Some).to_vec() } else { vec![None] };
+            let caches: Vec<Option<CacheFormat>> =
+                if family.has_cache() { CACHES.map(Some).to_vec() } else { vec![None] };
+            for &weights in &weights {
+                for activations in STORAGE {
+                    for &cache in &caches {
+                        let accumulate = Format::F32;
+                        all.push(ContractQuery { family, weights, activations, cache, accumulate });
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Every rounding between the operands and storage, as the rules for numbers have it for all backends alike: once,
+    /// where a value is stored.
+    pub const fn rounding(&self) -> &'static [RoundingPoint] {
+        match (self.family, self.cache) {
+            (Family::Qkv, Some(CacheFormat { scales: Some(_), .. })) => {
+                &[RoundingPoint::Output, RoundingPoint::CacheWrite, RoundingPoint::CacheScale]
+            }
+            (Family::Qkv, _) => &[RoundingPoint::Output, RoundingPoint::CacheWrite],
+            (Family::Ffn, _) => &[RoundingPoint::Intermediate, RoundingPoint::Output],
+            _ => &[RoundingPoint::Output],
+        }
+    }
+
+    /// Storage of the result: f32 for logits, the activations' for all others.
+    pub const fn output(&self) -> Format {
+        match self.family {
+            Family::Logits => Format::F32,
+            _ => self.activations,
+        }
+    }
+
     /// How many fields differ.
     fn distance(&self, other: &ContractQuery) -> u32 {
         u32::from(self.weights != other.weights)

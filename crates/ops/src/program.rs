@@ -25,6 +25,25 @@ pub enum ValueRole {
     Logits,
 }
 
+/// Rows of the values of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunRows {
+    /// One per token.
+    pub tokens: usize,
+    /// One per wanted output.
+    pub outputs: usize,
+}
+
+impl RunRows {
+    /// Those of a value.
+    pub fn of(self, role: ValueRole) -> usize {
+        match role {
+            ValueRole::Activation => self.tokens,
+            ValueRole::Logits => self.outputs,
+        }
+    }
+}
+
 /// A value: `[rows, width]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueSpec {

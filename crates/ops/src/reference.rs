@@ -12,10 +12,7 @@ mod session;
 
 use std::sync::Arc;
 
-use mantissa_numerics::Format;
-use mantissa_numerics::contract::{
-    CacheFormat, Compute, ContractQuery, Family, OpContract, Order, RoundingPoint, Subnormals,
-};
+use mantissa_numerics::contract::{Compute, ContractQuery, Family, OpContract, Order, Subnormals};
 
 use crate::backend::{Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session};
 use crate::op::Op;
@@ -42,22 +39,13 @@ pub struct ReferenceBackend {
     contracts: Vec<OpContract>,
 }
 
-/// Formats of weights and activations that the reference reads.
-const STORED: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
-
-/// Cache formats that the reference reads.
-const CACHED: [CacheFormat; 5] = [
-    CacheFormat::plain(Format::F32),
-    CacheFormat::plain(Format::F16),
-    CacheFormat::plain(Format::Bf16),
-    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F16) },
-    CacheFormat { format: Format::F8E4M3, scales: Some(Format::F32) },
-];
-
 impl ReferenceBackend {
     /// The reference with or without the contract's rounding points.
     pub fn new(rounding: Rounding) -> ReferenceBackend {
-        ReferenceBackend { rounding, contracts: Family::ALL.into_iter().flat_map(contracts_of).collect() }
+        ReferenceBackend {
+            rounding,
+            contracts: ContractQuery::unquantised().into_iter().map(contract).collect(),
+        }
     }
 
     /// Prepares a session in any arithmetic, whoever resolved the plan.
@@ -74,43 +62,27 @@ impl ReferenceBackend {
     }
 }
 
-/// Every combination of formats of one family.
-fn contracts_of(family: Family) -> Vec<OpContract> {
-    let weights: Vec<Option<Format>> =
-        if family.has_weights() { STORED.into_iter().map(Some).collect() } else { vec![None] };
-    let caches: Vec<Option<CacheFormat>> =
-        if family.has_cache() { CACHED.into_iter().map(Some).collect() } else { vec![None] };
-    let mut contracts = Vec::new();
-    for &weights in &weights {
-        for activations in STORED {
-            for &cache in &caches {
-                let query = ContractQuery { family, weights, activations, cache, accumulate: Format::F32 };
-                contracts.push(contract(query));
-            }
-        }
-    }
-    contracts
-}
-
 fn contract(query: ContractQuery) -> OpContract {
-    let scaled = query.cache.is_some_and(|cache| cache.scales.is_some());
-    let (order, rounding): (Order, &'static [RoundingPoint]) = match query.family {
-        Family::Embedding | Family::Rope | Family::Residual => (Order::Elementwise, &[RoundingPoint::Output]),
-        Family::Ffn => (Order::Ascending, &[RoundingPoint::Intermediate, RoundingPoint::Output]),
-        Family::Qkv if scaled => {
-            (Order::Ascending, &[RoundingPoint::Output, RoundingPoint::CacheScale, RoundingPoint::CacheWrite])
-        }
-        Family::Qkv => (Order::Ascending, &[RoundingPoint::Output, RoundingPoint::CacheWrite]),
+    let order = match query.family {
+        Family::Embedding | Family::Rope | Family::Residual => Order::Elementwise,
         Family::RmsNorm
         | Family::Softmax
         | Family::Sdpa
         | Family::Matmul
+        | Family::Qkv
         | Family::Attention
         | Family::SwiGlu
-        | Family::Logits => (Order::Ascending, &[RoundingPoint::Output]),
+        | Family::Ffn
+        | Family::Logits => Order::Ascending,
     };
-    let output = if query.family == Family::Logits { Format::F32 } else { query.activations };
-    OpContract { query, output, compute: Compute::F64, rounding, order, subnormals: Subnormals::Kept }
+    OpContract {
+        query,
+        output: query.output(),
+        compute: Compute::F64,
+        rounding: query.rounding(),
+        order,
+        subnormals: Subnormals::Kept,
+    }
 }
 
 impl Backend for ReferenceBackend {

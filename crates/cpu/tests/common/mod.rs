@@ -1,5 +1,4 @@
 //! Test data, runs of kernels in every format, and what they must equal.
-#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::num::NonZeroUsize;
 

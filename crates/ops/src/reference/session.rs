@@ -76,7 +76,7 @@ impl<N: Number> ReferenceSession<N> {
         Ok(ReferenceSession { plan, limits, report, weights, values, cache, logits: Vec::new() })
     }
 
-    /// A value's filled rows, row-major, in this session's arithmetic.
+    /// A value's filled rows, row-major, in the arithmetic of the run.
     pub fn numbers(&self, value: ValueId) -> &[N] {
         let matrix = &self.values[value.0];
         &matrix.numbers[..matrix.rows * matrix.width]
