@@ -180,6 +180,8 @@ __device__ __forceinline__ void compute_outputs(
 }
 
 extern "C" __global__ __launch_bounds__(THREADS, 4) void attention_decode(const AttentionArgs args) {
+    launch_dependents();
+    wait_for_inputs();
     extern __shared__ uint4 staged[];
     __shared__ __align__(16) Shared shared;
     uint4* keys = staged;

@@ -29,6 +29,8 @@ __device__ __forceinline__ float running_largest(float x, Shared& shared) {
 }
 
 extern "C" __global__ __launch_bounds__(THREADS, 4) void attention_merge(const AttentionArgs args) {
+    launch_dependents();
+    wait_for_inputs();
     __shared__ Shared shared;
     u32 head = blockIdx.x, row = args.rows[blockIdx.y];
     Visible visible = visible_to(args.batch.positions[row], args.window);

@@ -271,6 +271,8 @@ __device__ __forceinline__ void store_rows(
 }
 
 extern "C" __global__ __launch_bounds__(THREADS, DIM <= 64 && sizeof(C) < 4 ? 3 : 1) void attention_prefill(const AttentionArgs args) {
+    launch_dependents();
+    wait_for_inputs();
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     const Tile tile = args.tiles[blockIdx.x];

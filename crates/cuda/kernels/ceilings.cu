@@ -12,6 +12,8 @@ struct CeilingArgs {
 constexpr int THREADS = 256, LOADS = 8, CHAINS = 8;
 
 extern "C" __global__ void __launch_bounds__(THREADS) read_stream(const CeilingArgs args) {
+    launch_dependents();
+    wait_for_inputs();
     const uint4* from = args.input + u64(blockIdx.x) * (THREADS * LOADS) + threadIdx.x;
     uint4 raw[LOADS];
 #pragma unroll
@@ -25,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) read_stream(const CeilingA
 
 // CHAINS chains of `steps` matrix steps in every warp, on operands that differ between lanes.
 extern "C" __global__ void __launch_bounds__(THREADS) matrix_steps(const CeilingArgs args) {
+    launch_dependents();
+    wait_for_inputs();
     float sums[CHAINS][4] = {};
     uint4 left = args.input[threadIdx.x], right = args.input[THREADS + threadIdx.x];
     for (u32 step = 0; step < args.steps; ++step) {

@@ -15,6 +15,8 @@ struct Args {
 };
 
 extern "C" __global__ __launch_bounds__(THREADS) void add(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     u32 row = blockIdx.x, start = (blockIdx.y * THREADS + threadIdx.x) * EACH;
     if (start >= args.width) return;
     int count = minimum(args.width - start, u32(EACH));

@@ -46,6 +46,8 @@ __device__ __forceinline__ float add_squares(float sum, const float (&x)[EACH]) 
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     __shared__ float shared[THREADS];
     const A* input = args.input + u64(blockIdx.x) * args.input_stride;
     A* residual = RESIDUAL ? args.residual + u64(blockIdx.x) * args.residual_stride : nullptr;

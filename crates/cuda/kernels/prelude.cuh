@@ -424,6 +424,28 @@ __device__ __forceinline__ float silu(float x) {
     return divide(numerator, 1.0f + decay);
 }
 
+// ------------------------------------------------------------------------------------------------ dependent launches
+
+// Every kernel may be launched before the kernels in front of it in the stream have ended (programmatic dependent
+// launch). It calls launch_dependents() when it starts, and wait_for_inputs() before it first reads what an earlier
+// kernel wrote and before it first writes; until then it may read weights, which nothing writes. Where the device or
+// the launch knows no such thing, both hold from the start. The compiler moves plain loads behind the wait: what is to
+// be on its way before takes volatile ones.
+
+// The next kernel may start.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Returns when all earlier kernels have ended and what they wrote can be seen.
+__device__ __forceinline__ void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // --------------------------------------------------------------------------------------------------------- batches
 
 // One sequence of a batch.

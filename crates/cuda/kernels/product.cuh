@@ -1,7 +1,7 @@
 // What all products share: arguments, and what becomes of a sum.
 //
 // Aliases: W and A (formats of weights and activations), EPILOGUE, RAGGED (whether a row of activations may end within
-// 8 columns), DEPENDENT.
+// 8 columns).
 
 // Values of EPILOGUE.
 constexpr int STORE = 0;   // alpha * sum + bias + residual, rounded once to A
@@ -84,17 +84,4 @@ __device__ __forceinline__ void finish(const ProductArgs& args, u32 row, u32 fea
         }
         static_cast<A*>(args.out)[at] = from_f32<A>(value);
     }
-}
-
-// Programmatic dependent launch: the next kernel may start, and what earlier kernels wrote may be read. Without it
-// both hold from the start.
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-    if constexpr (DEPENDENT) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_inputs() {
-#if __CUDA_ARCH__ >= 900
-    if constexpr (DEPENDENT) asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }

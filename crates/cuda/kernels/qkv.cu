@@ -117,6 +117,8 @@ __device__ __forceinline__ void write_cache(const Args& args, u32 vector, const 
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void qkv_epilogue(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     __shared__ float shared[WARPS][MAX_DIM];
     u32 warp = threadIdx.x / 32, row = blockIdx.x, head = blockIdx.y * WARPS + warp;
     if (head >= args.query_heads + 2 * args.key_heads) return;

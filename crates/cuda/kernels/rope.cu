@@ -21,6 +21,8 @@ struct Args {
 };
 
 extern "C" __global__ __launch_bounds__(THREADS) void rope(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     u32 row = blockIdx.x, index = blockIdx.y * THREADS + threadIdx.x;
     if (index >= args.width) return;
     const A* input = args.input + u64(row) * args.input_stride;

@@ -71,6 +71,8 @@ __device__ __forceinline__ void attend(const Args& args, u32 row, u32 head, floa
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void sdpa(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     __shared__ float shared[THREADS];
     float* scores = args.scores + u64(blockIdx.x) * args.score_stride;
     for (u32 item = blockIdx.x; item < args.rows * args.query_heads; item += gridDim.x) {

@@ -46,21 +46,31 @@ __device__ __forceinline__ u32 encoded(u32 bits) {
 __device__ __forceinline__ u32 index() { return blockIdx.x * THREADS + threadIdx.x; }
 
 extern "C" __global__ void decode_codes(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     if (index() < args.count) args.to[index()] = decoded<T>(args.from[index()]);
 }
 
 extern "C" __global__ void encode_numbers(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     if (index() < args.count) args.to[index()] = encoded<T>(args.from[index()]);
 }
 
 extern "C" __global__ void exponentials(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     if (index() < args.count) args.to[index()] = bits_of(exponential(float_of(args.from[index()])));
 }
 
 extern "C" __global__ void exponentials_below_one(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     if (index() < args.count) args.to[index()] = bits_of(exponential_below_one(float_of(args.from[index()])));
 }
 
 extern "C" __global__ void silus(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     if (index() < args.count) args.to[index()] = bits_of(silu(float_of(args.from[index()])));
 }

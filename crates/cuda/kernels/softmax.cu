@@ -19,6 +19,8 @@ struct Args {
 };
 
 extern "C" __global__ __launch_bounds__(THREADS) void softmax(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
     __shared__ float for_largest[THREADS];
     __shared__ float for_sum[THREADS];
     const A* input = args.input + u64(blockIdx.x) * args.input_stride;

@@ -308,7 +308,6 @@ pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
         Alias::format("A", product.activations),
         Alias::count("EPILOGUE", epilogue),
         Alias::count("RAGGED", u32::from(ragged(columns))),
-        Alias::count("DEPENDENT", 0),
     ];
     let mut count = |name, count| aliases.push(Alias::count(name, count));
     let (file, entry) = match (variant, product.unit()) {
