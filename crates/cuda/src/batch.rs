@@ -5,6 +5,7 @@
 
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::op::Heads;
+use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Program};
 
 use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
@@ -74,6 +75,15 @@ pub(crate) fn batch_bytes(limits: &Limits, kinds: usize) -> u64 {
     (Layout::new(limits, kinds).end as u64).saturating_mul(WORD as u64)
 }
 
+/// The shape of a batch that is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RepeatedShape {
+    tokens: usize,
+    outputs: usize,
+    /// That of [`Work`]; the largest of all kinds of attention, which differ in how they divide rows only.
+    span_bucket: usize,
+}
+
 /// Memory for a session's batches.
 #[derive(Debug)]
 pub(crate) struct DeviceBatch {
@@ -84,6 +94,8 @@ pub(crate) struct DeviceBatch {
     kinds: Vec<AttentionKind>,
     /// What the batch that was uploaded last asks of each kind of attention.
     pub work: Vec<Work>,
+    /// Sequences of that batch.
+    sequences: usize,
 }
 
 impl DeviceBatch {
@@ -99,6 +111,7 @@ impl DeviceBatch {
             device: device.allocate(bytes, "batch")?,
             page_size: limits.page_size,
             work: vec![Work::default(); kinds.len()],
+            sequences: 0,
             layout,
             kinds,
         })
@@ -127,6 +140,14 @@ impl DeviceBatch {
         Some((index, self.kinds[index], self.address(rows), self.address(tiles)))
     }
 
+    /// What all launches for the uploaded batch depend on, where every sequence has one row, as in decoding, so that
+    /// further batches of the same shape are to be expected.
+    pub fn repeated_shape(&self, rows: RunRows) -> Option<RepeatedShape> {
+        let RunRows { tokens, outputs } = rows;
+        let span_bucket = self.work.iter().map(|work| work.span_bucket).max()?;
+        (tokens == self.sequences).then_some(RepeatedShape { tokens, outputs, span_bucket })
+    }
+
     fn address(&self, word: usize) -> u64 {
         self.device.address() + (word * WORD) as u64
     }
@@ -134,6 +155,7 @@ impl DeviceBatch {
     /// Lays a batch out, which must have been checked against the limits, and starts its transfer. The stream must be
     /// idle: the batch before may still be on its way.
     pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
+        self.sequences = batch.sequences.len();
         self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host);
         let used = fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
@@ -211,7 +233,7 @@ mod tests {
             sequences: &sequences,
             outputs: &[2, 3],
         };
-        let work = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }] };
+        let work = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }], span_bucket: 1 };
         let mut words = vec![99; layout.end];
         let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[work] });
         // Positions up to 17 need two pages of the first sequence; the second needs one.

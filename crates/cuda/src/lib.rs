@@ -15,6 +15,7 @@ mod contracts;
 pub mod device;
 mod error;
 pub mod families;
+mod graph;
 pub mod kernel;
 pub mod kernel_cache;
 mod kernels;

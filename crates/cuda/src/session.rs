@@ -9,7 +9,7 @@ use mantissa_ops::backend::{
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::{RunRows, ValueRole};
-use mantissa_ops::{Op, Plan, TensorSource, ValueId};
+use mantissa_ops::{Op, Plan, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
 use crate::batch::{AttentionKind, DeviceBatch, attention_heads, batch_bytes};
@@ -17,6 +17,7 @@ use crate::cache::{KvCache, layout};
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
 use crate::families::attention;
+use crate::graph::Graphs;
 use crate::kernels::Loaded;
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
@@ -42,6 +43,7 @@ pub(crate) struct CudaSession {
     logits: HostBuffer,
     logit_bytes: usize,
     rows: RunRows,
+    graphs: Graphs,
     stream: Arc<Stream>,
     device: Device,
 }
@@ -143,6 +145,7 @@ impl CudaSession {
             logits,
             logit_bytes: 0,
             rows: RunRows::default(),
+            graphs: Graphs::default(),
             stream,
             device: device.clone(),
         })
@@ -151,30 +154,24 @@ impl CudaSession {
     fn execute(
         &mut self,
         batch: &Batch<'_>,
-        mut observer: Option<&mut dyn StepObserver>,
+        observer: Option<&mut dyn StepObserver>,
     ) -> Result<(), RunError> {
         batch.check(&self.limits, &self.plan.batch_rules())?;
-        let failed = |step: &str, error: String| RunError::Kernel { step: step.to_owned(), message: error };
-        let whole = |error: CudaError| failed("the run", error.to_string());
+        let whole = |error: CudaError| RunError::from(Failure::from(error));
         self.device.bind().map_err(whole)?;
         self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
         self.logit_bytes = 0;
         self.batch.upload(batch, &self.stream).map_err(whole)?;
-        let plan = Arc::clone(&self.plan);
-        for (index, step) in plan.steps.iter().enumerate() {
-            if let Some(observer) = observer.as_deref_mut() {
-                observer.before_step(index);
-            }
-            if let Err(error) = self.runner(batch).step(step) {
-                // The next batch takes the place of this one, whose transfer may be under way.
-                let _ = self.stream.synchronize();
-                return Err(failed(&step.name, error.to_string()));
-            }
-            if let Some(observer) = observer.as_deref_mut() {
-                self.stream.synchronize().map_err(|error| failed(&step.name, error.to_string()))?;
-                observer.after_step(index, self);
-            }
+        let launched = match observer {
+            Some(observer) => self.launch_observed(observer),
+            None => self.launch_all(),
+        };
+        if let Err(failure) = launched {
+            // The next batch takes the place of this one, whose transfer may be under way.
+            let _ = self.stream.synchronize();
+            return Err(RunError::from(failure));
         }
+        let plan = Arc::clone(&self.plan);
         match plan.program.logits() {
             Some(logits) if self.rows.outputs > 0 => {
                 self.logit_bytes =
@@ -185,7 +182,38 @@ impl CudaSession {
         }
     }
 
-    fn runner<'a>(&'a self, batch: &'a Batch<'a>) -> Runner<'a> {
+    /// Launches every step, by one graph where this batch has the shape of an earlier one.
+    fn launch_all(&mut self) -> Result<(), Failure> {
+        let Some(shape) = self.batch.repeated_shape(self.rows) else { return self.launch_steps() };
+        let mut graph = match self.graphs.take(shape) {
+            Some(graph) => graph,
+            None => self.stream.record_launches(|| self.launch_steps())?,
+        };
+        // SAFETY: the graph was recorded from this session's launches for a batch of this shape. They take the same
+        // addresses, which are those of buffers that live as long as the session.
+        let launched = unsafe { self.stream.replay(&mut graph) };
+        self.graphs.keep(shape, graph);
+        Ok(launched?)
+    }
+
+    fn launch_steps(&self) -> Result<(), Failure> {
+        let runner = self.runner();
+        let launch = |step: &Step| runner.step(step).map_err(|error| Failure::of(step, error));
+        self.plan.steps.iter().try_for_each(launch)
+    }
+
+    fn launch_observed(&mut self, observer: &mut dyn StepObserver) -> Result<(), Failure> {
+        let plan = Arc::clone(&self.plan);
+        for (index, step) in plan.steps.iter().enumerate() {
+            observer.before_step(index);
+            self.runner().step(step).map_err(|error| Failure::of(step, error))?;
+            self.stream.synchronize().map_err(|error| Failure::of(step, error))?;
+            observer.after_step(index, self);
+        }
+        Ok(())
+    }
+
+    fn runner(&self) -> Runner<'_> {
         Runner {
             plan: &self.plan,
             stream: &self.stream,
@@ -196,10 +224,33 @@ impl CudaSession {
             tables: self.tables.as_ref(),
             cache: self.cache.as_ref(),
             scratch: &self.scratch,
-            batch,
             uploaded: &self.batch,
             rows: self.rows,
         }
+    }
+}
+
+/// A step that failed.
+struct Failure {
+    step: String,
+    message: String,
+}
+
+impl Failure {
+    fn of(step: &Step, error: impl std::fmt::Display) -> Failure {
+        Failure { step: step.name.clone(), message: error.to_string() }
+    }
+}
+
+impl From<CudaError> for Failure {
+    fn from(error: CudaError) -> Failure {
+        Failure { step: "the run".to_owned(), message: error.to_string() }
+    }
+}
+
+impl From<Failure> for RunError {
+    fn from(Failure { step, message }: Failure) -> RunError {
+        RunError::Kernel { step, message }
     }
 }
 

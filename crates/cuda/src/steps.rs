@@ -1,7 +1,6 @@
 //! One step of a plan: from an op and the session's memory to launches.
 
 use mantissa_numerics::Format;
-use mantissa_ops::batch::Batch;
 use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Plan, Step, ValueId, WeightId, op};
 
@@ -44,7 +43,6 @@ pub(crate) struct Runner<'a> {
     pub tables: Option<&'a RopeTables>,
     pub cache: Option<&'a KvCache>,
     pub scratch: &'a Scratch,
-    pub batch: &'a Batch<'a>,
     pub uploaded: &'a DeviceBatch,
     pub rows: RunRows,
 }
@@ -311,7 +309,7 @@ impl Runner<'_> {
         let work = &self.uploaded.work[index];
         let (query, out) = (self.values.place(op.query), self.values.place(op.out));
         let specs = attention::specs(self.activations(), kv.format, op.heads, kind.route);
-        let spans = work.spans(self.batch, op.mask);
+        let spans = work.spans(op.mask);
         let args = attention::Args {
             batch: self.uploaded.view(),
             cache: kv.layer(op.layer),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use cudarc::driver::sys;
 
+use crate::compile::Arch;
 use crate::device::{Context, Device, Kernel, driver_error};
 use crate::error::CudaError;
 use crate::kernel::Launch;
@@ -19,7 +20,24 @@ use crate::memory::{DeviceBuffer, HostBuffer};
 #[derive(Debug)]
 pub struct Stream {
     stream: sys::CUstream,
+    starts: Starts,
     context: Arc<Context>,
+}
+
+/// When a kernel may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Starts {
+    /// Once the kernel before it lets it, to wait inside for what that one writes (programmatic dependent launch).
+    Early,
+    /// Once all work before it has ended.
+    InTurn,
+}
+
+impl Starts {
+    /// The earliest start that a device knows.
+    fn of(arch: Arch) -> Starts {
+        if arch.major >= 9 { Starts::Early } else { Starts::InTurn }
+    }
 }
 
 // SAFETY: a stream's handle may be used from any thread in whose context it lives.
@@ -36,7 +54,17 @@ impl Device {
         self.bind()?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| driver_error("making a stream", error))?;
-        Ok(Stream { stream, context: Arc::clone(self.context()) })
+        Ok(Stream { stream, starts: Starts::of(self.info().arch), context: Arc::clone(self.context()) })
+    }
+}
+
+impl Stream {
+    pub(crate) fn raw(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
     }
 }
 
@@ -75,18 +103,35 @@ impl Stream {
             return Ok(());
         }
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: Default::default(),
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.starts == Starts::Early),
+        };
         // SAFETY: the kernel is loaded; it takes one parameter by value, of the size and layout of `P`, which the
-        // driver copies before this returns. The caller answers for what its pointers point to.
+        // driver copies before this returns, as it does the attribute. Every kernel waits itself for the kernels before
+        // it (`wait_for_inputs` of the prelude). The caller answers for what its pointers point to.
         let launched = unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 kernel.function,
-                (grid[0], grid[1], grid[2]),
-                (block, 1, 1),
-                shared,
-                self.stream,
-                &mut parameters,
+                parameters.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         };
+        let launched = launched.result();
         launched.map_err(|error| match driver_error("launch", error) {
             CudaError::Driver { during, message } => {
                 CudaError::Driver { during, message: format!("{} as {launch:?}: {message}", kernel.name()) }

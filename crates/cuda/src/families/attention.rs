@@ -148,6 +148,9 @@ pub struct Work {
     pub rows: Vec<u32>,
     /// Tiles, those that see most first, so that blocks end together.
     pub tiles: Vec<Tile>,
+    /// The most spans of all positions up to its own that any of the rows on their own has, as the next power of two, so
+    /// that launches stay the same from one token to the next.
+    pub span_bucket: usize,
 }
 
 impl Work {
@@ -171,25 +174,28 @@ impl Work {
                 work.tiles.push(Tile { first_row: first as u32, tokens });
             }
         }
+        let spans = |row: &u32| batch.positions.get(*row as usize).map_or(0, |&at| at as usize / SPAN + 1);
+        work.span_bucket = work.rows.iter().map(spans).max().map_or(0, usize::next_power_of_two);
         work.tiles.sort_by_key(|tile| {
             std::cmp::Reverse(batch.positions.get(tile.first_row as usize).copied().unwrap_or(0))
         });
         work
     }
 
-    /// The most spans that any of the rows on their own sees.
-    pub fn spans(&self, batch: &Batch<'_>, mask: Mask) -> usize {
-        let of_row = |row: &u32| {
-            let position = batch.positions.get(*row as usize).map_or(0, |&position| position as usize);
-            position / SPAN - mask.first_visible(position) / SPAN + 1
-        };
-        self.rows.iter().map(of_row).max().unwrap_or(0)
+    /// Spans that launches for the rows on their own are made for.
+    pub fn spans(&self, mask: Mask) -> usize {
+        within_window(self.span_bucket, mask)
     }
 }
 
-/// The most spans that a row of a session sees.
+/// The most spans that launches of a session are made for.
 pub fn most_spans(limits: &Limits, mask: Mask) -> usize {
     let all = limits.context.div_ceil(SPAN);
+    within_window(all.checked_next_power_of_two().unwrap_or(all), mask)
+}
+
+/// The spans that a mask leaves of `all`.
+fn within_window(all: usize, mask: Mask) -> usize {
     match mask {
         Mask::Causal => all,
         // A window that starts within a span touches one more.
@@ -332,9 +338,10 @@ mod tests {
         let work = Work::divide(&batch, QWEN, Route::RowsAndTiles);
         assert_eq!(work.rows, [20]);
         assert_eq!(work.tiles[0], Tile { first_row: 18, tokens: 2 });
-        assert_eq!(work.spans(&batch, Mask::Causal), 500 / 64 + 1);
-        assert_eq!(work.spans(&batch, Mask::SlidingWindow { window: 64 }), 2);
-        assert_eq!(Work::default().spans(&batch, Mask::Causal), 0);
+        assert_eq!(work.span_bucket, 8);
+        assert_eq!(work.spans(Mask::Causal), 500 / 64 + 1);
+        assert_eq!(work.spans(Mask::SlidingWindow { window: 64 }), 2);
+        assert_eq!(Work::default().spans(Mask::Causal), 0);
     }
 
     #[test]
