@@ -28,9 +28,9 @@ __device__ __forceinline__ void copy_async_first(u32 shared, const void* global,
                  : "memory");
 }
 
-// Where a chunk of a stage's row lies: the halves of odd rows are exchanged, so that the four chunks of two rows that
-// eight lanes read at once fall into different banks.
-__device__ __forceinline__ u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row & 1) << 2); }
+// Where a chunk of a stage's row lies: in an order that differs between neighbouring rows, so that the same chunk of
+// eight of them falls into different banks.
+__device__ __forceinline__ u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ row % 8); }
 
 // What one thread copies of each stage: one chunk of COPIES rows.
 struct Copier {
@@ -71,22 +71,26 @@ struct Copier {
 
 using Sums = float[MTILES][NTILES][4];
 
-// Adds the products of one stage to `sums`. `stage` has been moved to this lane's rows.
-__device__ __forceinline__ void multiply_stage(const uint4* weights, const uint4* input, u32 lane, Sums& sums) {
-    const u32 g = lane / 4, t = lane % 4;
+// Adds the products of one stage to `sums`. The addresses are those of this warp's rows.
+__device__ __forceinline__ void multiply_stage(u32 weights, u32 input, u32 lane, Sums& sums) {
+    static_assert(CHUNKS == 8 && NTILES % 2 == 0, "activations are loaded sixteen at once");
 #pragma unroll
-    for (int group = 0; group < DEPTH / GROUP; ++group) {
-        const u32 chunk = group * 4 + t;
-        uint4 x[NTILES];
+    for (int step = 0; step < DEPTH / STEP; ++step) {
+        // Sixteen rows by two chunks each: of the weights the halves of rows come first, of the activations the chunks.
+        u32 x[NTILES / 2][4];
 #pragma unroll
-        for (int n = 0; n < NTILES; ++n) x[n] = input[place(n * 8 + g, chunk)];
+        for (int n = 0; n < NTILES / 2; ++n) {
+            u32 row = n * 16 + lane / 16 * 8 + lane % 8;
+            load_matrices(x[n], input + place(row, step * 2 + lane / 8 % 2) * 16);
+        }
 #pragma unroll
         for (int m = 0; m < MTILES; ++m) {
-            uint4 low = weights[place(m * 16 + g, chunk)], high = weights[place(m * 16 + 8 + g, chunk)];
+            u32 w[4];
+            load_matrices(w, weights + place(m * 16 + lane % 16, step * 2 + lane / 16) * 16);
 #pragma unroll
-            for (int n = 0; n < NTILES; ++n) multiply_first(sums[m][n], low, high, x[n]);
-#pragma unroll
-            for (int n = 0; n < NTILES; ++n) multiply_second(sums[m][n], low, high, x[n]);
+            for (int n = 0; n < NTILES; ++n) {
+                mma<W>(sums[m][n], w[0], w[1], w[2], w[3], x[n / 2][n % 2 * 2], x[n / 2][n % 2 * 2 + 1]);
+            }
         }
     }
 }
@@ -158,8 +162,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) product_gemm(const Product
         __syncthreads();
         copier.start(stages + free_slot * STAGE, (step + STAGES - 1) * DEPTH);
         copy_async_commit();
-        const uint4* stage = stages + slot * STAGE;
-        multiply_stage(stage + first_row * CHUNKS, stage + (FEATURE_TILE + first_column) * CHUNKS, lane, sums);
+        const u32 stage = shared_address(stages + slot * STAGE);
+        multiply_stage(stage + first_row * CHUNKS * 16, stage + (FEATURE_TILE + first_column) * CHUNKS * 16, lane, sums);
         if (step % (SEGMENT / DEPTH) == SEGMENT / DEPTH - 1) end_segment(sums, totals);
         slot = slot + 1 == STAGES ? 0 : slot + 1;
         free_slot = free_slot + 1 == STAGES ? 0 : free_slot + 1;

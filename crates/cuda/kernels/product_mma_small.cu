@@ -6,6 +6,8 @@
 // A block computes one tile: MTILES * 16 rows of the weights (MTILES * 8 if HALF, whose upper halves are empty) by up
 // to NTILES * 8 activations. Its warps take the segments in turns; weights go from memory straight to registers,
 // DEPTH groups ahead, also over the end of a segment.
+// Values that a round of the loops takes: two steps, of each of which a lane has four neighbours of a row.
+constexpr int GROUP = 2 * STEP, GROUPS = SEGMENT / GROUP;
 constexpr int TILE_ROWS = HALF ? 8 : 16;
 constexpr int ROWS = MTILES * TILE_ROWS;
 constexpr int TOKENS = NTILES * 8;
@@ -24,23 +26,40 @@ constexpr int FEATURES = ROWS / PARTS;
 static_assert(GROUPS % DEPTH == 0 && DEPTH % INPUT_DEPTH == 0, "rings start anew with each segment");
 static_assert(!HALF || (EPILOGUE != SWIGLU && MTILES == 1), "half tiles are for few outputs");
 
-__device__ __forceinline__ uint4 load_weights(const W* address, bool there) {
+// The lane's values of a group whose first is at `address`, of which those of the second step begin STEP further.
+__device__ __forceinline__ uint4 load_weights(const W* address, u32 start, u32 columns) {
     uint4 raw = make_uint4(0, 0, 0, 0);
     // Relaxed, because the compiler moves weaker loads behind the wait that they are to overlap with.
-    if (there) {
-        asm volatile("ld.relaxed.gpu.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
-                     : "l"(address));
+    auto load = [](const W* from, u32& low, u32& high) {
+        asm volatile("ld.relaxed.gpu.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(low), "=r"(high)
+                     : "l"(from));
+    };
+    if (start < columns) load(address, raw.x, raw.y);
+    if (start + STEP < columns) load(address + STEP, raw.z, raw.w);
+    return raw;
+}
+
+__device__ __forceinline__ uint4 load_activations(const A* address, u32 start, u32 columns) {
+    uint4 raw = make_uint4(0, 0, 0, 0);
+    if (start < columns) {
+        uint2 half = *reinterpret_cast<const uint2*>(address);
+        raw.x = half.x, raw.y = half.y;
+    }
+    if (start + STEP < columns) {
+        uint2 half = *reinterpret_cast<const uint2*>(address + STEP);
+        raw.z = half.x, raw.w = half.y;
     }
     return raw;
 }
 
-// Keeps the first `count` of a chunk's values.
-__device__ __forceinline__ uint4 first_of_chunk(uint4 raw, u32 count) {
+// Keeps the values before column `columns` of a lane's values from column `start` on.
+__device__ __forceinline__ uint4 before_end(uint4 raw, u32 start, u32 columns) {
     auto keep = [&](u32 pair, u32 index) {
-        return count >= index + 2 ? pair : count == index + 1 ? pair & 0xffff : 0;
+        return columns >= index + 2 ? pair : columns == index + 1 ? pair & 0xffff : 0;
     };
-    return make_uint4(keep(raw.x, 0), keep(raw.y, 2), keep(raw.z, 4), keep(raw.w, 6));
+    return make_uint4(keep(raw.x, start), keep(raw.y, start + 2), keep(raw.z, start + STEP),
+                      keep(raw.w, start + STEP + 2));
 }
 
 // What one lane reads: its chunks of the tile's rows, and of its columns' activations.
@@ -51,27 +70,25 @@ struct SmallLane {
     u32 tokens_there;
     u32 columns;
 
-    // The chunk that is `ahead` groups behind chunk `first`. Sums of `first` and constants are formed in 64 bits, so that
-    // the constants become part of the instructions.
+    // What is `ahead` groups behind column `first`. Sums of `first` and constants are formed in 64 bits, so that the
+    // constants become part of the instructions.
     __device__ __forceinline__ void weights(u32 first, int ahead, uint4 (&low_raw)[MTILES],
                                             uint4 (&high_raw)[MTILES]) const {
-        bool there = (first + ahead * 4) * CHUNK < columns;
+        const u32 start = first + ahead * GROUP;
 #pragma unroll
         for (int m = 0; m < MTILES; ++m) {
-            low_raw[m] = load_weights(low[m] + u64(first) * CHUNK + ahead * GROUP, there);
-            high_raw[m] = load_weights(high[m] + u64(first) * CHUNK + ahead * GROUP, there && !HALF);
+            low_raw[m] = load_weights(low[m] + u64(first) + ahead * GROUP, start, columns);
+            high_raw[m] = load_weights(high[m] + u64(first) + ahead * GROUP, start, HALF ? 0 : columns);
         }
     }
 
     __device__ __forceinline__ void activations(u32 first, int ahead, uint4 (&raw)[NTILES]) const {
-        u32 start = (first + ahead * 4) * CHUNK;
+        const u32 start = first + ahead * GROUP;
 #pragma unroll
         for (int n = 0; n < NTILES; ++n) {
-            raw[n] = make_uint4(0, 0, 0, 0);
-            if (start < columns && (tokens_there >> n & 1)) {
-                raw[n] = *reinterpret_cast<const uint4*>(input[n] + u64(first) * CHUNK + ahead * GROUP);
-                if constexpr (RAGGED) raw[n] = first_of_chunk(raw[n], columns - start);
-            }
+            raw[n] = load_activations(input[n] + u64(first) + ahead * GROUP, start,
+                                      tokens_there >> n & 1 ? columns : 0);
+            if constexpr (RAGGED) raw[n] = before_end(raw[n], start, columns);
         }
     }
 };
@@ -109,9 +126,9 @@ struct SmallSums {
 __device__ __forceinline__ void multiply(float (&sums)[NTILES][4], const uint4& low, const uint4& high,
                                          const uint4 (&x)[NTILES]) {
 #pragma unroll
-    for (int n = 0; n < NTILES; ++n) multiply_first(sums[n], low, high, x[n]);
+    for (int n = 0; n < NTILES; ++n) mma<W>(sums[n], low.x, high.x, low.y, high.y, x[n].x, x[n].y);
 #pragma unroll
-    for (int n = 0; n < NTILES; ++n) multiply_second(sums[n], low, high, x[n]);
+    for (int n = 0; n < NTILES; ++n) mma<W>(sums[n], low.z, high.z, low.w, high.w, x[n].z, x[n].w);
 }
 
 // The tile whose first output is `feature`, by all threads of the block, for the TOKENS activations from `token` on.
@@ -128,9 +145,9 @@ __device__ __forceinline__ void small_tile(const ProductArgs& args, u32 feature,
         source.high[m] = HALF ? source.low[m] : weight_row(args, feature + m * (TILE_ROWS / PARTS), g + 8);
     }
     uint4 low[DEPTH][MTILES], high[DEPTH][MTILES];
-    u32 chunk = warp * (SEGMENT / CHUNK) + t;
+    u32 column = warp * SEGMENT + t * 4;
 #pragma unroll
-    for (int i = 0; i < DEPTH; ++i) source.weights(chunk, i, low[i], high[i]);
+    for (int i = 0; i < DEPTH; ++i) source.weights(column, i, low[i], high[i]);
 
     wait_for_inputs();
     source.tokens_there = 0;
@@ -141,16 +158,16 @@ __device__ __forceinline__ void small_tile(const ProductArgs& args, u32 feature,
     }
     uint4 x[INPUT_DEPTH][NTILES];
 #pragma unroll
-    for (int i = 0; i < INPUT_DEPTH; ++i) source.activations(chunk, i, x[i]);
+    for (int i = 0; i < INPUT_DEPTH; ++i) source.activations(column, i, x[i]);
 
     for (u32 first = 0, round = 0; first < segments; first += warps, ++round) {
         float sums[MTILES][NTILES][4] = {};
 #pragma unroll 1
         for (int part = 0; part < GROUPS; part += DEPTH) {
             // The DEPTH groups after these: the next ones, or the first of this warp's next segment.
-            const u32 next = part + DEPTH < GROUPS ? chunk + DEPTH * 4
+            const u32 next = part + DEPTH < GROUPS ? column + DEPTH * GROUP
                              : SINGLE ? NOWHERE
-                                      : chunk + (warps * GROUPS - part) * 4;
+                                      : column + (warps * GROUPS - part) * GROUP;
 #pragma unroll
             for (int i = 0; i < DEPTH; ++i) {
                 const int slot = i % INPUT_DEPTH, ahead = i + INPUT_DEPTH;
@@ -158,12 +175,12 @@ __device__ __forceinline__ void small_tile(const ProductArgs& args, u32 feature,
                 for (int m = 0; m < MTILES; ++m) multiply(sums[m], low[i][m], high[i][m], x[slot]);
                 if constexpr (GOES_ON) source.weights(next, i, low[i], high[i]);
                 if (ahead < DEPTH) {
-                    source.activations(chunk, ahead, x[slot]);
+                    source.activations(column, ahead, x[slot]);
                 } else if constexpr (GOES_ON) {
                     source.activations(next, ahead - DEPTH, x[slot]);
                 }
             }
-            chunk = next;
+            column = next;
         }
         // The threads have read the sums of the round before.
         if (round > 0) __syncthreads();
@@ -173,16 +190,16 @@ __device__ __forceinline__ void small_tile(const ProductArgs& args, u32 feature,
         const u32 slots = minimum(warps, segments - first);
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < FEATURES * tokens; i += blockDim.x) {
-            const u32 output = i % FEATURES, column = i / FEATURES;
+            const u32 output = i % FEATURES, at = i / FEATURES;
             // Outputs of SwiGLU are eight gates and eight ups of a tile of sixteen rows.
             const u32 row = PARTS == 2 ? output / 8 * 16 + output % 8 : output;
-            float sum = shared.add(round, slots, column, row);
-            float up = PARTS == 2 ? shared.add(round, slots, column, row + 8) : 0.0f;
+            float sum = shared.add(round, slots, at, row);
+            float up = PARTS == 2 ? shared.add(round, slots, at, row + 8) : 0.0f;
             if (!last) {
-                shared.total[column][row] = sum;
-                if (PARTS == 2) shared.total[column][row + 8] = up;
+                shared.total[at][row] = sum;
+                if (PARTS == 2) shared.total[at][row + 8] = up;
             } else if (feature + output < args.features) {
-                finish(args, token + column, feature + output, sum, up);
+                finish(args, token + at, feature + output, sum, up);
             }
         }
     }

@@ -190,8 +190,7 @@ impl Product {
 
 /// How products of these formats are formed and in which order they are added.
 ///
-/// Matrix units: segments of [`SEGMENT`] columns. Within a segment steps of sixteen products ascend over groups of 32
-/// columns; the first step of a group takes the columns `k` with `k / 4` even, the second the others.
+/// Matrix units: segments of [`SEGMENT`] columns, each in steps of sixteen neighbouring columns.
 ///
 /// FMA: 32 chains over groups of as many columns as 16 bytes of a weight row hold, added ascending.
 pub fn compute(weights: Format, activations: Format) -> (Compute, Order) {
