@@ -13,7 +13,7 @@ use crate::compile::Nvrtc;
 use crate::contracts::contracts;
 use crate::device::Device;
 use crate::error::CudaError;
-use crate::families::products::Preferences;
+use crate::families::{products, softmax};
 use crate::kernel_cache::KernelCache;
 use crate::kernels::KernelStore;
 use crate::select::{self, Chooser};
@@ -26,8 +26,10 @@ pub struct CudaOptions {
     pub kernel_cache: Option<PathBuf>,
     /// The library of NVRTC; looked for by the loader's rules where none is given.
     pub nvrtc: Option<PathBuf>,
-    /// Which variants of products to use; they change speed, never results.
-    pub products: Preferences,
+    /// Whose products to use, and which variants of them.
+    pub products: products::Preferences,
+    /// Which variant of softmax to use; that changes speed, never results.
+    pub softmax: softmax::Preferences,
 }
 
 /// One GPU.
@@ -63,7 +65,7 @@ impl CudaBackend {
             Some(directory) => KernelCache::new(directory),
             None => KernelCache::none(),
         };
-        let chooser = Chooser::new(device.info(), options.products);
+        let chooser = Chooser::new(device.info(), options);
         let machine = Machine { device, store: KernelStore::new(nvrtc, cache), chooser };
         Ok(CudaBackend { machine, contracts: contracts() })
     }

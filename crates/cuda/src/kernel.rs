@@ -29,12 +29,13 @@ pub enum SourceFile {
     Rope,
     Sdpa,
     Selftest,
-    Softmax,
+    SoftmaxBlock,
+    SoftmaxVec,
 }
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 16] = [
+    pub const ALL: [SourceFile; 17] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
@@ -50,7 +51,8 @@ impl SourceFile {
         SourceFile::Rope,
         SourceFile::Sdpa,
         SourceFile::Selftest,
-        SourceFile::Softmax,
+        SourceFile::SoftmaxBlock,
+        SourceFile::SoftmaxVec,
     ];
 
     /// The file's name without its extension.
@@ -71,7 +73,8 @@ impl SourceFile {
             SourceFile::Rope => "rope",
             SourceFile::Sdpa => "sdpa",
             SourceFile::Selftest => "selftest",
-            SourceFile::Softmax => "softmax",
+            SourceFile::SoftmaxBlock => "softmax_block",
+            SourceFile::SoftmaxVec => "softmax_vec",
         }
     }
 
@@ -121,7 +124,12 @@ impl SourceFile {
             SourceFile::Rope => include_str!("../kernels/rope.cu"),
             SourceFile::Sdpa => include_str!("../kernels/sdpa.cu"),
             SourceFile::Selftest => include_str!("../kernels/selftest.cu"),
-            SourceFile::Softmax => include_str!("../kernels/softmax.cu"),
+            SourceFile::SoftmaxBlock => {
+                concat!(include_str!("../kernels/softmax.cuh"), include_str!("../kernels/softmax_block.cu"))
+            }
+            SourceFile::SoftmaxVec => {
+                concat!(include_str!("../kernels/softmax.cuh"), include_str!("../kernels/softmax_vec.cu"))
+            }
         }
     }
 }

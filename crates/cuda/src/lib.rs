@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod kernel_cache;
 mod kernels;
 mod memory;
+pub mod preferences;
 mod scratch;
 mod select;
 mod session;

@@ -7,10 +7,11 @@ use mantissa_ops::batch::Limits;
 use mantissa_ops::op::Heads;
 use mantissa_ops::{Op, Plan, Program, ShapeClass, WeightId, op};
 
+use crate::backend::CudaOptions;
 use crate::batch::AttentionKind;
 use crate::device::DeviceInfo;
 use crate::families::attention::{self, Route};
-use crate::families::products::{self, Capabilities, Epilogue, Preferences, Product, Shape, Variant};
+use crate::families::products::{self, Capabilities, Epilogue, Product, Shape, Variant};
 use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
 use crate::kernel::{KernelSpec, Launch};
 
@@ -72,14 +73,17 @@ impl Formats {
         }
     }
 
-    /// The kernel of an op beside its products, where there is one that does not depend on the shape.
-    fn other(self, op: &Op) -> Option<KernelSpec> {
+    /// The kernel of an op beside its products, where there is one that does not depend on the rows.
+    fn other(self, program: &Program, op: &Op, chooser: &Chooser) -> Option<KernelSpec> {
         let Formats { weights, activations, cache } = self;
         match op {
             Op::Embedding(_) => Some(embedding::spec(weights, activations)),
             Op::RmsNorm(op) => Some(norm::spec(activations, norm_addition(op))),
             Op::Rope(_) => Some(rope::spec(activations)),
-            Op::Softmax(_) => Some(softmax::spec(activations)),
+            Op::Softmax(op) => {
+                let width = program.value(op.input).width;
+                Some(softmax::spec(activations, chooser.softmax(activations, width)))
+            }
             Op::Sdpa(_) => Some(sdpa::spec(activations)),
             Op::Residual(_) => Some(elementwise::spec(activations)),
             Op::Qkv(_) => Some(qkv::spec(activations, cache)),
@@ -92,13 +96,35 @@ impl Formats {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chooser {
     device: Capabilities,
-    preferences: Preferences,
+    preferences: products::Preferences,
+    softmax: softmax::Preferences,
 }
 
 impl Chooser {
-    pub fn new(info: &DeviceInfo, preferences: Preferences) -> Chooser {
+    pub fn new(info: &DeviceInfo, options: &CudaOptions) -> Chooser {
         let DeviceInfo { multiprocessors, shared_per_block, .. } = *info;
-        Chooser { device: Capabilities { multiprocessors, shared_per_block }, preferences }
+        Chooser {
+            device: Capabilities { multiprocessors, shared_per_block },
+            preferences: options.products,
+            softmax: options.softmax,
+        }
+    }
+
+    /// The variant of softmax for rows of `width` numbers.
+    pub fn softmax(&self, activations: Format, width: usize) -> softmax::Variant {
+        softmax::choose(activations, width, self.softmax)
+    }
+
+    fn why_softmax(&self, activations: Format, width: usize) -> String {
+        match (self.softmax(activations, width), self.softmax.variant) {
+            (softmax::Variant::Vec { group, .. }, _) => {
+                format!("rows of {width} fit the registers of {group} threads each")
+            }
+            (softmax::Variant::Block, softmax::VariantPreference::Block) => {
+                "asked for by the preferred variant".to_owned()
+            }
+            (softmax::Variant::Block, _) => format!("rows of {width} do not fit registers: read three times"),
+        }
     }
 
     /// Bytes of shared memory that one block can have.
@@ -184,7 +210,7 @@ pub(crate) fn required_kernels(
             Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
             _ => vec![],
         };
-        for spec in products.chain(formats.other(&step.op)).chain(attention) {
+        for spec in products.chain(formats.other(&plan.program, &step.op, chooser)).chain(attention) {
             if !all.contains(&spec) {
                 all.push(spec);
             }
@@ -217,11 +243,12 @@ pub(crate) fn choose(
         .iter()
         .map(|product| (product.kernel(rows, chooser).0, product.why(rows, chooser)))
         .collect();
-    let why = match chosen.first() {
-        Some((_, why)) => why.clone(),
-        None => "the only variant".to_owned(),
+    let why = match (chosen.first(), op) {
+        (Some((_, why)), _) => why.clone(),
+        (None, Op::Softmax(op)) => chooser.why_softmax(formats.activations, program.value(op.input).width),
+        (None, _) => "the only variant".to_owned(),
     };
-    let names = chosen.into_iter().map(|(spec, _)| spec).chain(formats.other(op));
+    let names = chosen.into_iter().map(|(spec, _)| spec).chain(formats.other(program, op, chooser));
     let kernel = names.map(|spec| spec.to_string()).collect::<Vec<_>>().join(" + ");
     KernelChoice { kernel, why }
 }

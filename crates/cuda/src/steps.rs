@@ -156,12 +156,16 @@ impl Runner<'_> {
         let args = softmax::Args {
             input: input.address,
             out: out.address,
+            rows: self.rows.tokens as u32,
             width: out.width,
             input_stride: input.stride,
             out_stride: out.stride,
             scale: op.scale,
+            unused: 0,
         };
-        self.launch(&softmax::spec(self.activations()), softmax::launch_shape(self.rows.tokens), &args)
+        let variant = self.chooser.softmax(self.activations(), out.width as usize);
+        let spec = softmax::spec(self.activations(), variant);
+        self.launch(&spec, softmax::launch_shape(variant, self.rows.tokens), &args)
     }
 
     fn sdpa(&self, op: &op::Sdpa) -> Result<(), StepError> {

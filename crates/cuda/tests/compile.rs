@@ -28,6 +28,9 @@ const WEIGHTS: [(usize, usize); 3] = [(896, 896), (16_384, 4_864), (1_000, 1_001
 
 const MOST_ROWS: usize = 4_096;
 
+/// Widths at which every variant of softmax is chosen.
+const SOFTMAX_WIDTHS: [usize; 9] = [8, 256, 512, 1_024, 2_048, 4_096, 8_192, 9_000, 64];
+
 /// What differs between devices as far as choices depend on it: one like the RTX 40 series, and an H200.
 const DEVICES: [Capabilities; 2] = [
     Capabilities { multiprocessors: 76, shared_per_block: 101_376 },
@@ -84,7 +87,9 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
             [Addition::None, Addition::Residual].map(|addition| norm::spec(activations, addition)).to_vec()
         }
         Family::Rope => vec![rope::spec(activations)],
-        Family::Softmax => vec![softmax::spec(activations)],
+        Family::Softmax => SOFTMAX_WIDTHS
+            .map(|width| softmax::spec(activations, softmax::choose(activations, width, Default::default())))
+            .to_vec(),
         Family::Sdpa => vec![sdpa::spec(activations)],
         Family::Residual => vec![elementwise::spec(activations)],
         Family::Matmul => product(Epilogue::Store),

@@ -8,6 +8,7 @@ use mantissa_numerics::Format;
 use mantissa_numerics::contract::{Compute, Merge, Order};
 
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
+use crate::preferences::preference;
 
 /// Columns of a segment of the tensor-core products.
 pub const SEGMENT: usize = 256;
@@ -75,21 +76,33 @@ pub struct Capabilities {
     pub shared_per_block: u32,
 }
 
-/// Which kind of variant a user wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum VariantPreference {
+preference! {
+    /// Whose kernels a user wants.
+    MatmulBackend: "matmul backend";
+    /// Our own: they give one row the same bits in every batch.
+    Auto = "auto",
+    /// NVIDIA's library for more rows than the variants for few, where it multiplies the formats.
+    CublasLt = "cublaslt",
+    /// Our own.
+    Own = "own",
+}
+
+preference! {
+    /// Which kind of variant a user wants.
+    VariantPreference: "matmul variant";
     /// By the number of rows.
-    #[default]
-    Auto,
+    Auto = "auto",
     /// Always the one for few rows.
-    SmallN,
+    SmallN = "smalln",
     /// Always the tiled one.
-    Gemm,
+    Gemm = "gemm",
 }
 
 /// Preferences about products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preferences {
+    /// Whose kernels.
+    pub backend: MatmulBackend,
     /// The kind of variant.
     pub variant: VariantPreference,
     /// Most rows for which [`VariantPreference::Auto`] takes the variant for few rows.
@@ -98,7 +111,7 @@ pub struct Preferences {
 
 impl Default for Preferences {
     fn default() -> Preferences {
-        Preferences { variant: VariantPreference::Auto, small_n_max: 32 }
+        Preferences { backend: MatmulBackend::Auto, variant: VariantPreference::Auto, small_n_max: 32 }
     }
 }
 

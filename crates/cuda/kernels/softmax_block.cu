@@ -1,24 +1,10 @@
-// Softmax along rows: one block a row.
-//
-// In f32: exponentials of the distances from the largest score, their sum in 256 chains (index divided by 4, modulo
-// 256) and then as the tree of block_sum, a division, one rounding. Aliases: A activations.
+// Softmax along rows of any width: one block a row, which is read three times.
 
 constexpr int THREADS = 256;
 constexpr int EACH = 4;
 constexpr u32 SWEEP = THREADS * EACH;
 
-struct Args {
-    // [rows][input_stride].
-    const A* input;
-    // [rows][out_stride].
-    A* out;
-    u32 width;
-    u32 input_stride;
-    u32 out_stride;
-    float scale;
-};
-
-extern "C" __global__ __launch_bounds__(THREADS) void softmax(const Args args) {
+extern "C" __global__ __launch_bounds__(THREADS) void softmax_block(const Args args) {
     launch_dependents();
     wait_for_inputs();
     __shared__ float for_largest[THREADS];
