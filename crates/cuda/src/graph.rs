@@ -1,13 +1,16 @@
 //! Launches recorded once and asked for again with one call.
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
-use cudarc::driver::result;
+use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::batch::RepeatedShape;
-use crate::device::{Context, Stream, driver_error};
+use crate::device::{Context, Kernel, Stream, driver_error};
 use crate::error::CudaError;
+use crate::kernel::Launch;
+use crate::stream::Starts;
 
 /// Launches that were recorded from a stream, with their arguments.
 #[derive(Debug)]
@@ -45,50 +48,119 @@ impl Graphs {
     }
 }
 
-/// A recording that has not been made executable.
-struct Recording(sys::CUgraph);
+/// A graph in the making: kernels one after another.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    graph: sys::CUgraph,
+    last: Option<sys::CUgraphNode>,
+    starts: Starts,
+    context: Arc<Context>,
+}
 
-impl Drop for Recording {
+impl Recorder {
+    /// An empty one, for a stream on the same device.
+    ///
+    /// # Errors
+    /// Where the device is lost.
+    pub fn new(stream: &Stream) -> Result<Recorder, CudaError> {
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the pointer is valid for the one handle that is written.
+        unsafe { sys::cuGraphCreate(&raw mut graph, 0) }.result().map_err(failed)?;
+        Ok(Recorder { graph, last: None, starts: stream.starts(), context: Arc::clone(stream.context()) })
+    }
+
+    /// Adds a kernel behind those added before; it starts as [`Stream::launch`] lets it.
+    ///
+    /// # Safety
+    /// What [`Stream::launch`] demands, whenever the graph is launched.
+    ///
+    /// # Errors
+    /// Where the driver refuses the launch.
+    pub unsafe fn add<P: Copy>(
+        &mut self,
+        kernel: &Kernel,
+        launch: Launch,
+        args: &P,
+    ) -> Result<(), CudaError> {
+        let Launch { grid, block, shared } = launch;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        let node = sys::CUDA_KERNEL_NODE_PARAMS_v3 {
+            func: kernel.function,
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            kernelParams: parameters.as_mut_ptr(),
+            extra: std::ptr::null_mut(),
+            kern: std::ptr::null_mut(),
+            ctx: std::ptr::null_mut(),
+        };
+        // SAFETY: all zeros are valid for this struct of numbers and unions of them, and what is reserved must be zero.
+        let mut description: sys::CUgraphNodeParams = unsafe { std::mem::zeroed() };
+        description.type_ = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
+        description.__bindgen_anon_1.kernel = node;
+        let edge = match self.starts {
+            Starts::Early => sys::CUgraphEdgeData {
+                from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
+                to_port: 0,
+                type_: sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
+                reserved: [0; 5],
+            },
+            Starts::InTurn => sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] },
+        };
+        let before = self.last.as_slice();
+        let mut added = std::ptr::null_mut();
+        // SAFETY: the graph and the node before live; the kernel takes one parameter of the size and layout of `P`, which
+        // the driver copies. The caller answers for what its pointers point to.
+        unsafe {
+            sys::cuGraphAddNode_v2(
+                &raw mut added,
+                self.graph,
+                before.as_ptr(),
+                &raw const edge,
+                before.len(),
+                &raw mut description,
+            )
+        }
+        .result()
+        .map_err(failed)?;
+        self.last = Some(added);
+        Ok(())
+    }
+
+    /// Makes the graph executable.
+    ///
+    /// # Errors
+    /// Where the driver refuses it.
+    pub fn finish(self) -> Result<Graph, CudaError> {
+        // SAFETY: the graph lives, and flags are none.
+        let executable = unsafe { result::graph::instantiate(self.graph, sys::CUgraphInstantiate_flags(0)) };
+        Ok(Graph { executable: executable.map_err(failed)?, context: Arc::clone(&self.context) })
+    }
+}
+
+fn failed(error: DriverError) -> CudaError {
+    driver_error("making a graph", error)
+}
+
+impl Drop for Recorder {
     fn drop(&mut self) {
-        // SAFETY: returned by the driver, destroyed once; an executable graph does not need it.
-        let _ = unsafe { sys::cuGraphDestroy(self.0) };
+        // SAFETY: made once, destroyed once; an executable graph does not need it.
+        let _ = unsafe { sys::cuGraphDestroy(self.graph) };
     }
 }
 
 impl Stream {
-    /// Records what `launches` asks of this stream instead of running it. Copies between pageable memory and the device,
-    /// allocations and waiting cannot be recorded.
-    ///
-    /// # Errors
-    /// What `launches` returns, or the driver's refusal to record.
-    pub(crate) fn record_launches<E: From<CudaError>>(
-        &self,
-        launches: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Graph, E> {
-        let failed = |error| driver_error("recording a graph", error);
-        // SAFETY: the stream lives. Other threads' calls are no concern of this recording.
-        unsafe {
-            result::stream::begin_capture(
-                self.raw(),
-                sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
-            )
-        }
-        .map_err(failed)?;
-        let launched = launches();
-        // SAFETY: recording was begun above, and has to end whatever happened since.
-        let recording = unsafe { result::stream::end_capture(self.raw()) };
-        launched?;
-        let recording = Recording(recording.map_err(failed)?);
-        // SAFETY: the recording ended without an error.
-        let executable = unsafe { result::graph::instantiate(recording.0, sys::CUgraphInstantiate_flags(0)) }
-            .map_err(failed)?;
-        Ok(Graph { executable, context: Arc::clone(self.context()) })
-    }
-
     /// Asks for all launches of a graph, in their order.
     ///
     /// # Safety
-    /// What [`Stream::launch`] demands, now, of every launch that was recorded: the same buffers live.
+    /// What [`Recorder::add`] demands of every kernel that was added, now: the same buffers live.
     ///
     /// # Errors
     /// Where the device is lost.

@@ -1,5 +1,6 @@
 //! A plan made ready for a GPU: weights, cache, values and scratch in its memory, every kernel loaded.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,11 +18,11 @@ use crate::cache::{KvCache, layout};
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
 use crate::families::attention;
-use crate::graph::Graphs;
+use crate::graph::{Graphs, Recorder};
 use crate::kernels::Loaded;
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
-use crate::steps::Runner;
+use crate::steps::{LaunchTarget, Runner};
 use crate::tables::{RopeTables, table_bytes};
 use crate::values::{Values, value_bytes};
 use crate::weights::{Loader, Weights, weight_bytes};
@@ -184,10 +185,15 @@ impl CudaSession {
 
     /// Launches every step, by one graph where this batch has the shape of an earlier one.
     fn launch_all(&mut self) -> Result<(), Failure> {
-        let Some(shape) = self.batch.repeated_shape(self.rows) else { return self.launch_steps() };
+        let stream = LaunchTarget::Stream(&self.stream);
+        let Some(shape) = self.batch.repeated_shape(self.rows) else { return self.launch_steps(stream) };
         let mut graph = match self.graphs.take(shape) {
             Some(graph) => graph,
-            None => self.stream.record_launches(|| self.launch_steps())?,
+            None => {
+                let recorder = RefCell::new(Recorder::new(&self.stream)?);
+                self.launch_steps(LaunchTarget::Graph(&recorder))?;
+                recorder.into_inner().finish()?
+            }
         };
         // SAFETY: the graph was recorded from this session's launches for a batch of this shape. They take the same
         // addresses, which are those of buffers that live as long as the session.
@@ -196,8 +202,8 @@ impl CudaSession {
         Ok(launched?)
     }
 
-    fn launch_steps(&self) -> Result<(), Failure> {
-        let runner = self.runner();
+    fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
+        let runner = self.runner(target);
         let launch = |step: &Step| runner.step(step).map_err(|error| Failure::of(step, error));
         self.plan.steps.iter().try_for_each(launch)
     }
@@ -206,17 +212,18 @@ impl CudaSession {
         let plan = Arc::clone(&self.plan);
         for (index, step) in plan.steps.iter().enumerate() {
             observer.before_step(index);
-            self.runner().step(step).map_err(|error| Failure::of(step, error))?;
+            let runner = self.runner(LaunchTarget::Stream(&self.stream));
+            runner.step(step).map_err(|error| Failure::of(step, error))?;
             self.stream.synchronize().map_err(|error| Failure::of(step, error))?;
             observer.after_step(index, self);
         }
         Ok(())
     }
 
-    fn runner(&self) -> Runner<'_> {
+    fn runner<'a>(&'a self, target: LaunchTarget<'a>) -> Runner<'a> {
         Runner {
             plan: &self.plan,
-            stream: &self.stream,
+            target,
             kernels: &self.kernels,
             chooser: &self.chooser,
             weights: &self.weights,

@@ -1,5 +1,7 @@
 //! One step of a plan: from an op and the session's memory to launches.
 
+use std::cell::RefCell;
+
 use mantissa_numerics::Format;
 use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Plan, Step, ValueId, WeightId, op};
@@ -11,6 +13,7 @@ use crate::error::CudaError;
 use crate::families::attention;
 use crate::families::products::{self, Epilogue};
 use crate::families::{cache, elementwise, embedding, norm, qkv, rope, sdpa, softmax};
+use crate::graph::Recorder;
 use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
 use crate::scratch::Scratch;
@@ -32,10 +35,19 @@ pub(crate) enum StepError {
     NotPrepared(String),
 }
 
+/// Where launches go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LaunchTarget<'a> {
+    /// They run.
+    Stream(&'a Stream),
+    /// They run when the graph does.
+    Graph(&'a RefCell<Recorder>),
+}
+
 /// What a step works with.
 pub(crate) struct Runner<'a> {
     pub plan: &'a Plan,
-    pub stream: &'a Stream,
+    pub target: LaunchTarget<'a>,
     pub kernels: &'a Loaded,
     pub chooser: &'a Chooser,
     pub weights: &'a Weights,
@@ -93,8 +105,14 @@ impl Runner<'_> {
         let kernel = self.kernels.get(spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
         // SAFETY: every `Args` stands beside the `spec` of its family and mirrors the kernel's. Its addresses are those of
         // buffers that the session holds, sized for its limits, which the batch was checked against; strides and formats
-        // are those with which they were filled. The session synchronizes before a run ends.
-        Ok(unsafe { self.stream.launch(kernel, launch, args) }?)
+        // are those with which they were filled. The session synchronizes before a run ends, and keeps its graphs no
+        // longer than its buffers.
+        Ok(unsafe {
+            match self.target {
+                LaunchTarget::Stream(stream) => stream.launch(kernel, launch, args),
+                LaunchTarget::Graph(recorder) => recorder.borrow_mut().add(kernel, launch, args),
+            }
+        }?)
     }
 
     fn embedding(&self, op: &op::Embedding) -> Result<(), StepError> {

@@ -26,7 +26,7 @@ pub struct Stream {
 
 /// When a kernel may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Starts {
+pub(crate) enum Starts {
     /// Once the kernel before it lets it, to wait inside for what that one writes (programmatic dependent launch).
     Early,
     /// Once all work before it has ended.
@@ -61,6 +61,11 @@ impl Device {
 impl Stream {
     pub(crate) fn raw(&self) -> sys::CUstream {
         self.stream
+    }
+
+    /// When its kernels start.
+    pub(crate) fn starts(&self) -> Starts {
+        self.starts
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
