@@ -7,13 +7,16 @@ use mantissa_numerics::contract::OpContract;
 use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session,
 };
-use mantissa_ops::{Op, Plan, Program, ShapeClass, TensorSource};
+use mantissa_ops::{CeilingError, Ceilings, Limits, MemoryUse, Op, Plan, Program, ShapeClass, TensorSource};
 
+use crate::ceilings::CudaCeilings;
 use crate::compile::Nvrtc;
 use crate::contracts::contracts;
+use crate::cublaslt::CublasLt;
 use crate::device::Device;
 use crate::error::CudaError;
-use crate::families::{products, softmax};
+use crate::families::products::{self, MatmulBackend};
+use crate::families::softmax;
 use crate::kernel_cache::KernelCache;
 use crate::kernels::KernelStore;
 use crate::select::{self, Chooser};
@@ -26,6 +29,8 @@ pub struct CudaOptions {
     pub kernel_cache: Option<PathBuf>,
     /// The library of NVRTC; looked for by the loader's rules where none is given.
     pub nvrtc: Option<PathBuf>,
+    /// The library of cuBLASLt, where its products are preferred; looked for as NVRTC is where none is given.
+    pub cublaslt: Option<PathBuf>,
     /// Whose products to use, and which variants of them.
     pub products: products::Preferences,
     /// Which variant of softmax to use; that changes speed, never results.
@@ -45,13 +50,15 @@ pub(crate) struct Machine {
     pub device: Device,
     pub store: KernelStore,
     pub chooser: Chooser,
+    /// Where its products are preferred.
+    pub library: Option<Arc<CublasLt>>,
 }
 
 impl CudaBackend {
     /// Opens the device with this number and finds the compiler.
     ///
     /// # Errors
-    /// Where the driver, the device or NVRTC is missing, or one of them is too old.
+    /// Where the driver, the device, NVRTC or a library that is asked for is missing, or one of them is too old.
     pub fn new(ordinal: usize, options: &CudaOptions) -> Result<CudaBackend, CudaError> {
         let device = Device::open(ordinal)?;
         let nvrtc = Nvrtc::load(options.nvrtc.as_deref())?;
@@ -66,8 +73,12 @@ impl CudaBackend {
             None => KernelCache::none(),
         };
         let chooser = Chooser::new(device.info(), options);
-        let machine = Machine { device, store: KernelStore::new(nvrtc, cache), chooser };
-        Ok(CudaBackend { machine, contracts: contracts() })
+        let library = match options.products.backend {
+            MatmulBackend::Auto | MatmulBackend::Own => None,
+            MatmulBackend::CublasLt => Some(Arc::new(CublasLt::load(options.cublaslt.as_deref(), &device)?)),
+        };
+        let machine = Machine { device, store: KernelStore::new(nvrtc, cache), chooser, library };
+        Ok(CudaBackend { machine, contracts: contracts(options.products) })
     }
 
     /// The device.
@@ -93,6 +104,16 @@ impl Backend for CudaBackend {
 
     fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice {
         select::choose(program, op, contract, class, &self.machine.chooser)
+    }
+
+    fn memory(&self, plan: &Plan, limits: &Limits) -> Result<MemoryUse, PrepareError> {
+        CudaSession::predict(&self.machine, plan, limits)
+    }
+
+    fn ceilings(&self, bytes: usize) -> Result<Box<dyn Ceilings + '_>, CeilingError> {
+        let ceilings = CudaCeilings::new(&self.machine, bytes)
+            .map_err(|error| CeilingError::Device(error.to_string()))?;
+        Ok(Box::new(ceilings))
     }
 
     fn prepare(

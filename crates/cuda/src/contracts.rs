@@ -1,15 +1,16 @@
-//! What the CUDA backend can do: every combination that has a kernel, as data. It does not depend on the device.
+//! What the CUDA backend can do: every combination that has a kernel, as data. It does not depend on the device, but on
+//! whose products are asked for: a library's are other contracts.
 
 use mantissa_numerics::contract::{Compute, ContractQuery, Family, OpContract, Order, Subnormals};
 
-use crate::families::{attention, norm, products, softmax};
+use crate::families::{attention, library, norm, products, softmax};
 
-/// Every contract.
-pub fn contracts() -> Vec<OpContract> {
-    ContractQuery::unquantised().into_iter().map(contract).collect()
+/// Every contract under these preferences.
+pub fn contracts(preferences: products::Preferences) -> Vec<OpContract> {
+    ContractQuery::unquantised().into_iter().map(|query| contract(query, preferences)).collect()
 }
 
-fn contract(query: ContractQuery) -> OpContract {
+fn contract(query: ContractQuery, preferences: products::Preferences) -> OpContract {
     let (compute, order) = match query.family {
         Family::Embedding | Family::Residual => (Compute::None, Order::Elementwise),
         Family::Rope => (Compute::F32Fma, Order::Elementwise),
@@ -19,7 +20,12 @@ fn contract(query: ContractQuery) -> OpContract {
         Family::Attention => (Compute::F32Fma, attention::ORDER),
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits => {
             // Every family of products has weights.
-            products::compute(query.weights.unwrap_or(query.activations), query.activations)
+            let weights = query.weights.unwrap_or(query.activations);
+            if library::serves(weights, query.activations, preferences) {
+                library::compute(query.activations)
+            } else {
+                products::compute(weights, query.activations)
+            }
         }
     };
     OpContract {
@@ -37,10 +43,11 @@ mod tests {
     use mantissa_numerics::Format;
 
     use super::*;
+    use crate::families::products::{MatmulBackend, Preferences};
 
     #[test]
     fn every_dense_combination_has_one_contract() {
-        let contracts = contracts();
+        let contracts = contracts(Preferences::default());
         // Six families have weights alone, four neither weights nor a cache, and two a cache.
         let (with_weights, with_neither) = (6 * 9, 4 * 3);
         let (qkv, attention) = (9 * 5, 3 * 5);
@@ -52,7 +59,7 @@ mod tests {
 
     #[test]
     fn matrix_units_multiply_where_both_operands_have_their_format() {
-        for contract in contracts() {
+        for contract in contracts(Preferences::default()) {
             let ContractQuery { weights, activations, .. } = contract.query;
             let product = matches!(
                 contract.query.family,
@@ -61,5 +68,21 @@ mod tests {
             let expected = product && weights == Some(activations) && activations != Format::F32;
             assert_eq!(matches!(contract.compute, Compute::MatrixUnits { .. }), expected, "{contract}");
         }
+    }
+
+    #[test]
+    fn a_library_changes_the_order_of_the_products_that_it_serves_and_nothing_else() {
+        let library = Preferences { backend: MatmulBackend::CublasLt, ..Preferences::default() };
+        for (own, other) in contracts(Preferences::default()).into_iter().zip(contracts(library)) {
+            let ContractQuery { family, weights, activations, .. } = own.query;
+            let product = family.has_weights() && !matches!(family, Family::Embedding | Family::RmsNorm);
+            if product && weights == Some(activations) {
+                assert_eq!(other.order, Order::Library, "{other}");
+            } else {
+                assert_eq!(own, other);
+            }
+        }
+        let own = Preferences { backend: MatmulBackend::Own, ..Preferences::default() };
+        assert_eq!(contracts(own), contracts(Preferences::default()));
     }
 }

@@ -24,6 +24,14 @@ pub enum CudaError {
          install nvidia-cuda-nvrtc`, and give its path in MANTISSA_NVRTC"
     )]
     NvrtcMissing { looked_for: String },
+    #[error(
+        "no cuBLASLt, NVIDIA's matrix library, which MANTISSA_MATMUL_BACKEND=cublaslt asks for: looked for {looked_for}; \
+         install it, for instance by `pip install nvidia-cublas`, and give its path in MANTISSA_CUBLASLT, or leave the \
+         products to Mantissa's own kernels"
+    )]
+    CublasLtMissing { looked_for: String },
+    #[error("cuBLASLt, {during}: {message}")]
+    CublasLt { during: &'static str, message: String },
     #[error("NVRTC does not compile {kernel} for {arch} with {options}:\n{log}")]
     Compile { kernel: String, arch: String, options: String, log: String },
     #[error("{library} lacks the function {name}: {message}")]

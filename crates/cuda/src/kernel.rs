@@ -20,6 +20,8 @@ pub enum SourceFile {
     Ceilings,
     Elementwise,
     Embedding,
+    LibraryFinish,
+    LibraryGather,
     Norm,
     ProductFmaGemm,
     ProductFmaSmall,
@@ -35,13 +37,15 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 17] = [
+    pub const ALL: [SourceFile; 19] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
         SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
+        SourceFile::LibraryFinish,
+        SourceFile::LibraryGather,
         SourceFile::Norm,
         SourceFile::ProductFmaGemm,
         SourceFile::ProductFmaSmall,
@@ -64,6 +68,8 @@ impl SourceFile {
             SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
+            SourceFile::LibraryFinish => "library_finish",
+            SourceFile::LibraryGather => "library_gather",
             SourceFile::Norm => "norm",
             SourceFile::ProductFmaGemm => "product_fma_gemm",
             SourceFile::ProductFmaSmall => "product_fma_small",
@@ -95,6 +101,10 @@ impl SourceFile {
             }
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
+            SourceFile::LibraryFinish => {
+                concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/library_finish.cu"))
+            }
+            SourceFile::LibraryGather => include_str!("../kernels/library_gather.cu"),
             SourceFile::Norm => include_str!("../kernels/norm.cu"),
             SourceFile::ProductFmaGemm => {
                 concat!(

@@ -10,8 +10,10 @@
 mod backend;
 mod batch;
 mod cache;
+mod ceilings;
 pub mod compile;
 mod contracts;
+mod cublaslt;
 pub mod device;
 mod error;
 pub mod families;
@@ -20,6 +22,7 @@ pub mod kernel;
 pub mod kernel_cache;
 mod kernels;
 mod memory;
+mod needs;
 pub mod preferences;
 mod scratch;
 mod select;
@@ -27,6 +30,7 @@ mod session;
 mod steps;
 mod stream;
 mod tables;
+mod upload;
 mod values;
 mod weights;
 

@@ -1,13 +1,15 @@
 //! Memory that steps use between reading and writing values, sized for the largest batch.
 
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::Order;
 use mantissa_ops::batch::Limits;
-use mantissa_ops::{Op, Plan};
+use mantissa_ops::{Op, Plan, WeightId, op};
 
 use crate::batch::AttentionKind;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
-use crate::families::{attention, sdpa};
-use crate::session::saturating_sum;
+use crate::families::{attention, library, sdpa};
+use crate::needs::saturating_sum;
 use crate::values::row_stride;
 
 /// Bytes of each kind of scratch.
@@ -21,6 +23,8 @@ pub(crate) struct ScratchSizes {
     pub parts: usize,
     /// Largest scores and sums of spans.
     pub part_softmax: usize,
+    /// Workspace of the matrix library.
+    pub library: usize,
 }
 
 impl ScratchSizes {
@@ -28,10 +32,13 @@ impl ScratchSizes {
         let program = &plan.program;
         let mut sizes = ScratchSizes::default();
         let floats = |count: usize| count.saturating_mul(size_of::<f32>());
+        for step in plan.steps.iter().filter(|step| step.contract.order == Order::Library) {
+            sizes.add_library(plan, limits, &step.op);
+        }
         for step in &program.steps {
             match &step.op {
                 Op::Qkv(op) => {
-                    let stride = row_stride(program.weight(op.weight).rows, mantissa_numerics::Format::F32);
+                    let stride = row_stride(program.weight(op.weight).rows, Format::F32);
                     sizes.floats = sizes.floats.max(floats(stride.saturating_mul(limits.rows)));
                 }
                 Op::Sdpa(op) => {
@@ -56,9 +63,33 @@ impl ScratchSizes {
         sizes
     }
 
+    /// What a step needs whose products the library may form.
+    fn add_library(&mut self, plan: &Plan, limits: &Limits, op: &Op) {
+        self.library = library::WORKSPACE;
+        let sums = |weight: WeightId| {
+            let stride = row_stride(plan.program.weight(weight).rows, Format::F32);
+            stride.saturating_mul(size_of::<f32>()).saturating_mul(limits.rows)
+        };
+        match op {
+            // Sums that a kernel finishes.
+            Op::SwiGlu(op::SwiGlu { weight, .. })
+            | Op::Ffn(op::Ffn { gate_up: weight, .. })
+            | Op::Matmul(op::Matmul { weight, bias: Some(_), .. }) => {
+                self.floats = self.floats.max(sums(*weight));
+            }
+            // Gathered rows.
+            Op::Logits(op) => {
+                let format = plan.policy.activations();
+                let row = row_stride(plan.program.weight(op.weight).columns, format) * format.bytes();
+                self.activations = self.activations.max(row.saturating_mul(limits.outputs));
+            }
+            _ => {}
+        }
+    }
+
     pub fn total(&self) -> u64 {
-        let ScratchSizes { floats, activations, parts, part_softmax } = *self;
-        saturating_sum([floats, activations, parts, part_softmax].map(|bytes| bytes as u64))
+        let ScratchSizes { floats, activations, parts, part_softmax, library } = *self;
+        saturating_sum([floats, activations, parts, part_softmax, library].map(|bytes| bytes as u64))
     }
 }
 
@@ -69,6 +100,7 @@ pub(crate) struct Scratch {
     pub activations: DeviceBuffer,
     pub parts: DeviceBuffer,
     pub part_softmax: DeviceBuffer,
+    pub library: DeviceBuffer,
 }
 
 impl Scratch {
@@ -78,6 +110,7 @@ impl Scratch {
             activations: device.allocate(sizes.activations, "scratch of activations")?,
             parts: device.allocate(sizes.parts, "scratch of attention")?,
             part_softmax: device.allocate(sizes.part_softmax, "scratch of attention")?,
+            library: device.allocate(sizes.library, "workspace of the matrix library")?,
         })
     }
 }

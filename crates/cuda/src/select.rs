@@ -1,19 +1,26 @@
 //! Which kernels a plan needs, and which one serves a step for a class of shapes. Selects; computes nothing.
 
+mod product;
+#[cfg(test)]
+mod tests;
+
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, OpContract};
 use mantissa_ops::backend::KernelChoice;
 use mantissa_ops::batch::Limits;
 use mantissa_ops::op::Heads;
-use mantissa_ops::{Op, Plan, Program, ShapeClass, WeightId, op};
+use mantissa_ops::{Op, Plan, Program, ShapeClass, op};
 
 use crate::backend::CudaOptions;
 use crate::batch::AttentionKind;
 use crate::device::DeviceInfo;
 use crate::families::attention::{self, Route};
-use crate::families::products::{self, Capabilities, Epilogue, Product, Shape, Variant};
+use crate::families::library;
+use crate::families::products::{self, Capabilities, Epilogue};
 use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
-use crate::kernel::{KernelSpec, Launch};
+use crate::kernel::KernelSpec;
+
+pub(crate) use self::product::{Server, WeightProduct};
 
 /// The formats that kernels are specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,22 +50,11 @@ impl Formats {
         }
     }
 
-    /// The product with a weight of a program.
-    pub fn product(self, program: &Program, weight: WeightId, epilogue: Epilogue) -> WeightProduct {
-        let spec = program.weight(weight);
-        let features = match epilogue {
-            Epilogue::SwiGlu => spec.rows / 2,
-            Epilogue::Store | Epilogue::Plain => spec.rows,
-        };
-        let Formats { weights, activations, .. } = self;
-        WeightProduct { kind: Product { weights, activations, epilogue }, features, columns: spec.columns }
-    }
-
     /// The products of an op, in order.
     fn products(self, program: &Program, op: &Op) -> Vec<WeightProduct> {
-        let product = |weight, epilogue| self.product(program, weight, epilogue);
+        let product = |weight, epilogue| self.product(program, weight, epilogue, None);
         match op {
-            Op::Matmul(op) => vec![product(op.weight, Epilogue::Store)],
+            Op::Matmul(op) => vec![self.product(program, op.weight, Epilogue::Store, op.bias)],
             Op::Logits(op) => vec![product(op.weight, Epilogue::Plain)],
             Op::Qkv(op) => vec![product(op.weight, Epilogue::Plain)],
             Op::SwiGlu(op) => vec![product(op.weight, Epilogue::SwiGlu)],
@@ -133,55 +129,6 @@ impl Chooser {
     }
 }
 
-/// A product with one weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WeightProduct {
-    kind: Product,
-    pub features: usize,
-    pub columns: usize,
-}
-
-impl WeightProduct {
-    fn shape(self, rows: usize) -> Shape {
-        Shape { rows, features: self.features, columns: self.columns }
-    }
-
-    fn variant(self, rows: usize, chooser: &Chooser) -> Variant {
-        products::choose(self.kind, self.shape(rows), chooser.device, chooser.preferences)
-    }
-
-    /// The kernel for a number of rows, and its launch.
-    pub fn kernel(self, rows: usize, chooser: &Chooser) -> (KernelSpec, Launch) {
-        let variant = self.variant(rows, chooser);
-        let spec = products::spec(self.kind, variant, self.columns);
-        (spec, products::launch_shape(self.kind, variant, self.shape(rows)))
-    }
-
-    /// The kernels for all numbers of rows up to `most`.
-    fn kernels(self, most: usize, chooser: &Chooser) -> Vec<KernelSpec> {
-        let variants = products::variants(self.kind, self.shape(most), chooser.device, chooser.preferences);
-        variants.into_iter().map(|variant| products::spec(self.kind, variant, self.columns)).collect()
-    }
-
-    fn why(self, rows: usize, chooser: &Chooser) -> String {
-        match (self.variant(rows, chooser), chooser.preferences.variant) {
-            (_, products::VariantPreference::SmallN | products::VariantPreference::Gemm) => {
-                "asked for by the preferred variant".to_owned()
-            }
-            (Variant::SmallN { bucket, .. }, _) => {
-                let most = chooser.preferences.small_n_max;
-                format!(
-                    "{rows} rows, at most {most}: weights stream once for up to {} of them",
-                    bucket.rows()
-                )
-            }
-            (Variant::Gemm { tile, .. }, _) => {
-                format!("{rows} rows: tiles of {tile} by {tile} reuse each weight")
-            }
-        }
-    }
-}
-
 /// Whether a norm adds a residual first.
 pub(crate) fn norm_addition(op: &op::RmsNorm) -> norm::Addition {
     match op.residual {
@@ -205,12 +152,17 @@ pub(crate) fn required_kernels(
             _ => limits.rows,
         };
         let products = formats.products(&plan.program, &step.op);
+        let gather = matches!(step.op, Op::Logits(_))
+            && products.iter().any(|product| product.needs_library(rows, chooser));
+        let gather = gather.then(library::gather_spec);
         let products = products.iter().flat_map(|product| product.kernels(rows, chooser));
         let attention = match &step.op {
             Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
             _ => vec![],
         };
-        for spec in products.chain(formats.other(&plan.program, &step.op, chooser)).chain(attention) {
+        for spec in
+            products.chain(gather).chain(formats.other(&plan.program, &step.op, chooser)).chain(attention)
+        {
             if !all.contains(&spec) {
                 all.push(spec);
             }
@@ -239,17 +191,14 @@ pub(crate) fn choose(
     }
     let rows = typical_rows(class);
     let products = formats.products(program, op);
-    let chosen: Vec<_> = products
-        .iter()
-        .map(|product| (product.kernel(rows, chooser).0, product.why(rows, chooser)))
-        .collect();
-    let why = match (chosen.first(), op) {
-        (Some((_, why)), _) => why.clone(),
+    let why = match (products.first(), op) {
+        (Some(product), _) => product.why(rows, chooser),
         (None, Op::Softmax(op)) => chooser.why_softmax(formats.activations, program.value(op.input).width),
         (None, _) => "the only variant".to_owned(),
     };
-    let names = chosen.into_iter().map(|(spec, _)| spec).chain(formats.other(program, op, chooser));
-    let kernel = names.map(|spec| spec.to_string()).collect::<Vec<_>>().join(" + ");
+    let other = formats.other(program, op, chooser).map(|spec| spec.to_string());
+    let names = products.iter().map(|product| product.name(rows, chooser)).chain(other);
+    let kernel = names.collect::<Vec<_>>().join(" + ");
     KernelChoice { kernel, why }
 }
 

@@ -13,19 +13,21 @@ use mantissa_ops::program::{RunRows, ValueRole};
 use mantissa_ops::{Op, Plan, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
-use crate::batch::{AttentionKind, DeviceBatch, attention_heads, batch_bytes};
-use crate::cache::{KvCache, layout};
+use crate::batch::{AttentionKind, DeviceBatch, attention_heads};
+use crate::cache::KvCache;
+use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
 use crate::families::attention;
 use crate::graph::{Graphs, Recorder};
 use crate::kernels::Loaded;
+use crate::needs::{Needs, Taken};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
 use crate::steps::{LaunchTarget, Runner};
-use crate::tables::{RopeTables, table_bytes};
-use crate::values::{Values, value_bytes};
-use crate::weights::{Loader, Weights, weight_bytes};
+use crate::tables::RopeTables;
+use crate::values::Values;
+use crate::weights::{Loader, Weights};
 
 /// A prepared plan. Fields that use the stream come before it, so that it is the last to go.
 pub(crate) struct CudaSession {
@@ -39,60 +41,28 @@ pub(crate) struct CudaSession {
     tables: Option<RopeTables>,
     cache: Option<KvCache>,
     scratch: Scratch,
+    library: Option<Arc<CublasLt>>,
     sizes: ScratchSizes,
     batch: DeviceBatch,
     logits: HostBuffer,
-    logit_bytes: usize,
+    /// Bytes of the last run's logits, once they are asked for.
+    logit_bytes: Option<usize>,
     rows: RunRows,
+    taken: Taken,
     graphs: Graphs,
     stream: Arc<Stream>,
     device: Device,
 }
 
-/// A sum of sizes, of which those beyond all memory stay beyond it.
-pub(crate) fn saturating_sum(sizes: impl IntoIterator<Item = u64>) -> u64 {
-    sizes.into_iter().fold(0, u64::saturating_add)
-}
-
-/// What a plan needs of the device's memory.
-struct Needs {
-    memory: MemoryUse,
-    /// Bytes of the cache for one token.
-    per_token: u64,
-}
-
-impl Needs {
-    fn of(plan: &Plan, limits: &Limits, sizes: &ScratchSizes, kinds: usize) -> Result<Needs, PrepareError> {
-        let mut memory = MemoryUse { weights: weight_bytes(plan), cache: 0, scratch: 0 };
-        if let Some(spec) = plan.program.cache {
-            let layout = layout(spec, plan.cache_format(), limits)?;
-            memory.cache = (layout.value_bytes() as u64).saturating_add(layout.scale_bytes() as u64);
-        }
-        let tables = plan.program.rope.as_ref().map_or(0, |spec| table_bytes(spec, limits.context));
-        memory.scratch =
-            saturating_sum([value_bytes(plan, limits), sizes.total(), tables, batch_bytes(limits, kinds)]);
-        let tokens = limits.pages.saturating_mul(limits.page_size).max(1) as u64;
-        Ok(Needs { memory, per_token: memory.cache.div_ceil(tokens) })
-    }
-
-    /// Refuses before anything is loaded what cannot fit, and says what would.
-    fn check(&self, free: u64) -> Result<(), PrepareError> {
-        let MemoryUse { weights, cache, scratch } = self.memory;
-        let needed = saturating_sum([weights, cache, scratch]);
-        if needed <= free {
-            return Ok(());
-        }
-        let room = free.saturating_sub(weights.saturating_add(scratch));
-        let fits = match room.checked_div(self.per_token) {
-            Some(tokens) if tokens > 0 => format!("a cache of up to {tokens} tokens would fit"),
-            _ if weights > free => "narrower weights or another device would fit".to_owned(),
-            _ => "smaller batches, a shorter context or narrower weights may fit".to_owned(),
-        };
-        Err(PrepareError::DeviceMemory { needed, parts: self.memory, free, fits })
-    }
-}
-
 impl CudaSession {
+    /// What a session of the plan would hold.
+    pub fn predict(machine: &Machine, plan: &Plan, limits: &Limits) -> Result<MemoryUse, PrepareError> {
+        limits.check()?;
+        let kinds = attention_kinds(plan, &machine.chooser)?;
+        let sizes = ScratchSizes::of(plan, limits, &kinds);
+        Ok(Needs::of(plan, limits, &sizes, kinds.len())?.memory)
+    }
+
     /// Loads kernels and weights and allocates everything.
     pub fn prepare(
         machine: &Machine,
@@ -101,7 +71,7 @@ impl CudaSession {
         options: &LoadOptions,
         progress: &dyn Progress,
     ) -> Result<CudaSession, PrepareError> {
-        let Machine { device, store, chooser } = machine;
+        let Machine { device, store, chooser, library } = machine;
         let limits = options.limits;
         limits.check()?;
         check_kinds(&plan.program)?;
@@ -109,6 +79,7 @@ impl CudaSession {
         let kinds = attention_kinds(&plan, chooser)?;
         let sizes = ScratchSizes::of(&plan, &limits, &kinds);
         Needs::of(&plan, &limits, &sizes, kinds.len())?.check(device.free_memory())?;
+        let taken = Taken::before(device);
         let failed = |error| prepare_error("the session", error);
         let started = Instant::now();
         let stream = Arc::new(device.stream().map_err(failed)?);
@@ -141,11 +112,13 @@ impl CudaSession {
             tables,
             cache,
             scratch,
+            library: library.clone(),
             sizes,
             batch,
             logits,
-            logit_bytes: 0,
+            logit_bytes: None,
             rows: RunRows::default(),
+            taken: taken.prepared(device),
             graphs: Graphs::default(),
             stream,
             device: device.clone(),
@@ -160,8 +133,10 @@ impl CudaSession {
         batch.check(&self.limits, &self.plan.batch_rules())?;
         let whole = |error: CudaError| RunError::from(Failure::from(error));
         self.device.bind().map_err(whole)?;
+        // The batch before may still be running, and this one takes its place.
+        self.stream.synchronize().map_err(whole)?;
         self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
-        self.logit_bytes = 0;
+        self.logit_bytes = None;
         self.batch.upload(batch, &self.stream).map_err(whole)?;
         let launched = match observer {
             Some(observer) => self.launch_observed(observer),
@@ -172,15 +147,26 @@ impl CudaSession {
             let _ = self.stream.synchronize();
             return Err(RunError::from(failure));
         }
-        let plan = Arc::clone(&self.plan);
-        match plan.program.logits() {
-            Some(logits) if self.rows.outputs > 0 => {
-                self.logit_bytes =
-                    self.values.download_f32(logits, self.rows.outputs, &mut self.logits).map_err(whole)?;
-                Ok(())
-            }
-            _ => self.stream.synchronize().map_err(whole),
+        Ok(())
+    }
+
+    /// Waits for the run, and brings its logits here if none have asked for them before.
+    fn fetch_logits(&mut self) -> Result<usize, CudaError> {
+        if let Some(bytes) = self.logit_bytes {
+            return Ok(bytes);
         }
+        self.device.bind()?;
+        let bytes = match self.plan.program.logits() {
+            Some(logits) if self.rows.outputs > 0 => {
+                self.values.download_f32(logits, self.rows.outputs, &mut self.logits)?
+            }
+            _ => {
+                self.stream.synchronize()?;
+                0
+            }
+        };
+        self.logit_bytes = Some(bytes);
+        Ok(bytes)
     }
 
     /// Launches every step, by one graph where this batch has the shape of an earlier one.
@@ -231,6 +217,7 @@ impl CudaSession {
             tables: self.tables.as_ref(),
             cache: self.cache.as_ref(),
             scratch: &self.scratch,
+            library: self.library.as_deref(),
             uploaded: &self.batch,
             rows: self.rows,
         }
@@ -303,6 +290,14 @@ fn check_overlap(plan: &Plan) -> Result<(), PrepareError> {
     Ok(())
 }
 
+impl Drop for CudaSession {
+    /// What is under way uses the buffers that go now.
+    fn drop(&mut self) {
+        // A device that is lost has stopped using them.
+        let _ = self.device.bind().and_then(|()| self.stream.synchronize());
+    }
+}
+
 impl ValueReader for CudaSession {
     /// NaN where the device is lost: the next run says why.
     fn read(&self, value: ValueId) -> Vec<f32> {
@@ -340,6 +335,10 @@ impl Session for CudaSession {
         }
     }
 
+    fn device_memory(&self) -> Option<u64> {
+        Some(self.taken.peak(&self.device))
+    }
+
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
         self.execute(batch, None)
     }
@@ -348,9 +347,10 @@ impl Session for CudaSession {
         self.execute(batch, Some(observer))
     }
 
-    fn logits(&self) -> &[f32] {
+    fn logits(&mut self) -> Result<&[f32], RunError> {
+        let bytes = self.fetch_logits().map_err(Failure::from)?;
         // Page-locked memory is aligned, and the length is a whole number of f32.
-        bytemuck::try_cast_slice(&self.logits[..self.logit_bytes]).unwrap_or_default()
+        Ok(bytemuck::try_cast_slice(&self.logits[..bytes]).unwrap_or_default())
     }
 
     fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {
@@ -369,27 +369,5 @@ impl Session for CudaSession {
         self.device.bind().and_then(|()| cache.copy_page(from as usize, to as usize, &self.stream)).map_err(
             |error| RunError::Kernel { step: "copy of a page".to_owned(), message: error.to_string() },
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn needs(weights: u64, cache: u64, scratch: u64) -> Needs {
-        Needs { memory: MemoryUse { weights, cache, scratch }, per_token: 10 }
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_with_what_would() {
-        assert_eq!(needs(500, 400, 100).check(1000), Ok(()));
-        let text = |needs: Needs, free| needs.check(free).unwrap_err().to_string();
-        assert_eq!(
-            text(needs(500, 400, 100), 940),
-            "out of device memory: the model needs 1000 bytes (weights 500, cache 400, values and scratch 100), and \
-             940 are free; a cache of up to 34 tokens would fit"
-        );
-        assert!(text(needs(500, 400, 100), 300).ends_with("narrower weights or another device would fit"));
-        assert!(text(needs(500, 400, 100), 605).contains("smaller batches"));
     }
 }

@@ -1,5 +1,7 @@
 //! One step of a plan: from an op and the session's memory to launches.
 
+mod library;
+
 use std::cell::RefCell;
 
 use mantissa_numerics::Format;
@@ -8,6 +10,7 @@ use mantissa_ops::{Op, Plan, Step, ValueId, WeightId, op};
 
 use crate::batch::DeviceBatch;
 use crate::cache::KvCache;
+use crate::cublaslt::CublasLt;
 use crate::device::Stream;
 use crate::error::CudaError;
 use crate::families::attention;
@@ -17,7 +20,7 @@ use crate::graph::Recorder;
 use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
 use crate::scratch::Scratch;
-use crate::select::{Chooser, Formats, norm_addition};
+use crate::select::{Chooser, Formats, Server, norm_addition};
 use crate::tables::RopeTables;
 use crate::values::{Place, Values, row_stride};
 use crate::weights::Weights;
@@ -55,6 +58,7 @@ pub(crate) struct Runner<'a> {
     pub tables: Option<&'a RopeTables>,
     pub cache: Option<&'a KvCache>,
     pub scratch: &'a Scratch,
+    pub library: Option<&'a CublasLt>,
     pub uploaded: &'a DeviceBatch,
     pub rows: RunRows,
 }
@@ -241,7 +245,8 @@ impl Runner<'_> {
 
     fn product(&self, weight: WeightId, input: Source, target: Target) -> Result<(), StepError> {
         let matrix = self.weights.get(weight);
-        let product = Formats::of_plan(self.plan).product(&self.plan.program, weight, target.epilogue);
+        let formats = Formats::of_plan(self.plan);
+        let product = formats.product(&self.plan.program, weight, target.epilogue, target.bias);
         let residual = target.residual.map(|residual| self.values.place(residual));
         let args = products::ProductArgs {
             weights: matrix.address(),
@@ -259,8 +264,10 @@ impl Runner<'_> {
             rows: input.rows as u32,
             alpha: target.alpha,
         };
-        let (spec, launch) = product.kernel(input.rows, self.chooser);
-        self.launch(&spec, launch, &args)
+        match product.server(input.rows, self.chooser) {
+            Server::Own(spec, launch) => self.launch(&spec, launch, &args),
+            Server::Library(finish) => self.library_product(product, &args, finish),
+        }
     }
 
     fn matmul(&self, op: &op::Matmul) -> Result<(), StepError> {

@@ -103,7 +103,7 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
 
 fn kernels(extent: Extent) -> Vec<KernelSpec> {
     let mut all: Vec<KernelSpec> = Vec::new();
-    for contract in mantissa_cuda::contracts() {
+    for contract in mantissa_cuda::contracts(Preferences::default()) {
         let query = &contract.query;
         let agree = query.weights.is_none_or(|weights| weights == query.activations)
             && query.cache.is_none_or(|cache| cache.format == query.activations || cache.scales.is_some());
@@ -202,7 +202,7 @@ fn spills_are_read_from_the_log() {
 
 #[test]
 fn every_contract_names_its_kernels() {
-    for contract in mantissa_cuda::contracts() {
+    for contract in mantissa_cuda::contracts(Preferences::default()) {
         let specs = kernels_of(&contract.query, &HEADS);
         assert!(!specs.is_empty(), "{contract}");
     }

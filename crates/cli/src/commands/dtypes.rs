@@ -99,7 +99,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 /// The contracts of one of [`DEVICES`].
 fn contracts_of(name: &str, context: &Context) -> Vec<OpContract> {
     match name {
-        "cuda" => cuda::contracts(),
+        "cuda" => cuda::contracts(context.cuda.products),
         _ => CpuBackend::contracts_of(context.cpu_isa.unwrap_or(PUBLISHED)),
     }
 }

@@ -12,6 +12,7 @@ pub mod cache;
 pub mod ceilings;
 pub mod elementwise;
 pub mod embedding;
+pub mod library;
 pub mod norm;
 pub mod products;
 pub mod qkv;

@@ -193,7 +193,7 @@ impl Product {
     }
 
     /// Rows of the weights for each output.
-    fn parts(self) -> u32 {
+    pub(crate) fn parts(self) -> u32 {
         match self.epilogue {
             Epilogue::SwiGlu => 2,
             Epilogue::Store | Epilogue::Plain => 1,
@@ -308,19 +308,24 @@ const fn stage_bytes(tile: u32) -> u32 {
 /// Warps of a block of the FMA kernel for few rows.
 const FMA_WARPS: u32 = 4;
 
-/// The kernel of a variant for products over `columns` columns.
-pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
+/// The aliases of `product.cuh` for products over `columns` columns.
+pub(super) fn aliases(product: Product, columns: usize) -> Vec<Alias> {
     let epilogue = match product.epilogue {
         Epilogue::Store => 0,
         Epilogue::SwiGlu => 1,
         Epilogue::Plain => 2,
     };
-    let mut aliases = vec![
+    vec![
         Alias::format("W", product.weights),
         Alias::format("A", product.activations),
         Alias::count("EPILOGUE", epilogue),
         Alias::count("RAGGED", u32::from(ragged(columns))),
-    ];
+    ]
+}
+
+/// The kernel of a variant for products over `columns` columns.
+pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
+    let mut aliases = aliases(product, columns);
     let mut count = |name, count| aliases.push(Alias::count(name, count));
     let (file, entry) = match (variant, product.unit()) {
         (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) => {

@@ -1,0 +1,242 @@
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use mantissa_numerics::contract::Order;
+use mantissa_numerics::policy::{PrecisionPolicy, Preset};
+use mantissa_ops::backend::{Backend, BackendInfo, LoadOptions, PrepareError, Progress, Session};
+use mantissa_ops::builder::{AttentionArgs, FfnArgs, QkvArgs};
+use mantissa_ops::op::Mask;
+use mantissa_ops::program::{CacheSpec, RopeSet, RopeSpec, WeightPart};
+use mantissa_ops::{ProgramBuilder, Step, TensorSource};
+
+use super::*;
+use crate::compile::Arch;
+use crate::contracts::contracts;
+use crate::families::products::{MatmulBackend, Preferences, VariantPreference};
+
+const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
+const MOST_ROWS: usize = 8192;
+
+fn info(name: &str, arch: Arch, multiprocessors: u32, shared_per_block: u32) -> DeviceInfo {
+    DeviceInfo {
+        ordinal: 0,
+        name: name.to_owned(),
+        arch,
+        multiprocessors,
+        shared_per_block,
+        l2_bytes: 50 << 20,
+        memory: 80 << 30,
+        driver: (13, 0),
+    }
+}
+
+/// An A100, an H200, an RTX 4090 and an RTX 5090, by what they say of themselves.
+fn devices() -> [DeviceInfo; 4] {
+    [
+        info("A100", Arch { major: 8, minor: 0 }, 108, 166_912),
+        info("H200", Arch { major: 9, minor: 0 }, 132, 232_448),
+        info("RTX 4090", Arch { major: 8, minor: 9 }, 128, 101_376),
+        info("RTX 5090", Arch { major: 12, minor: 0 }, 170, 101_376),
+    ]
+}
+
+fn chooser(device: &DeviceInfo, products: Preferences) -> Chooser {
+    Chooser::new(device, &CudaOptions { products, ..CudaOptions::default() })
+}
+
+fn all_preferences() -> Vec<Preferences> {
+    let mut all = Vec::new();
+    for &backend in MatmulBackend::ALL {
+        for &variant in VariantPreference::ALL {
+            for small_n_max in [0, 8, 32] {
+                all.push(Preferences { backend, variant, small_n_max });
+            }
+        }
+    }
+    all
+}
+
+/// One layer like those of Qwen2.5-0.5B.
+fn program() -> Program {
+    let (hidden, intermediate, vocabulary) = (896, 4864, 151_936);
+    let mut b = ProgramBuilder::new("qwen2", 32_768);
+    b.cache(CacheSpec { layers: 1, heads: QWEN });
+    let set = RopeSet { inverse_frequencies: vec![1.0; 32], attention_factor: 1.0 };
+    b.rope(RopeSpec { rotary_dim: 64, sets: vec![set], long_beyond: None });
+    let residual = b.embedding("embedding", vocabulary, hidden);
+    let x = b.rms_norm("attention_norm", "norm1", residual, 1e-6);
+    let parts = |kind: &str| {
+        [("q", QWEN.query_width()), ("k", QWEN.kv_width()), ("v", QWEN.kv_width())]
+            .map(|(name, rows)| WeightPart::whole(format!("{name}.{kind}"), rows))
+            .to_vec()
+    };
+    let (weights, biases) = (parts("weight"), Some(parts("bias")));
+    let query = b.qkv("qkv", x, QkvArgs { weights, biases, head_norms: None, heads: QWEN, layer: 0 });
+    let args = AttentionArgs { heads: QWEN, scale: 0.125, mask: Mask::Causal, layer: 0 };
+    let attended = b.attention("attention", query, args);
+    b.project_into("attention_output", "o", attended, residual);
+    let x = b.rms_norm("ffn_norm", "norm2", residual, 1e-6);
+    let gate_up = vec![WeightPart::whole("gate", intermediate), WeightPart::whole("up", intermediate)];
+    b.ffn_into("ffn", x, residual, FfnArgs { gate_up, down: "down".to_owned(), intermediate });
+    let x = b.rms_norm("final_norm", "norm3", residual, 1e-6);
+    b.logits("embedding", x, vocabulary);
+    b.finish()
+}
+
+/// A backend that plans for a device which is not there.
+#[derive(Debug)]
+struct Planner {
+    chooser: Chooser,
+    contracts: Vec<OpContract>,
+}
+
+impl Planner {
+    fn new(device: &DeviceInfo, products: Preferences) -> Planner {
+        Planner { chooser: chooser(device, products), contracts: contracts(products) }
+    }
+
+    fn plan(&self, policy: PrecisionPolicy) -> Arc<Plan> {
+        Plan::resolve(program(), policy, self).unwrap()
+    }
+}
+
+impl Backend for Planner {
+    fn info(&self) -> BackendInfo {
+        let text = || "cuda:0".to_owned();
+        BackendInfo { name: text(), device: text(), features: text(), threads: None }
+    }
+
+    fn contracts(&self) -> &[OpContract] {
+        &self.contracts
+    }
+
+    fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice {
+        choose(program, op, contract, class, &self.chooser)
+    }
+
+    fn prepare(
+        &self,
+        _: Arc<Plan>,
+        _: &dyn TensorSource,
+        _: &LoadOptions,
+        _: &dyn Progress,
+    ) -> Result<Box<dyn Session>, PrepareError> {
+        Err(PrepareError::Part { what: "device", message: "none".to_owned() })
+    }
+}
+
+fn required(plan: &Plan, chooser: &Chooser) -> Vec<KernelSpec> {
+    let limits = Limits { rows: 512, outputs: 512, sequences: 8, pages: 64, page_size: 16, context: 1024 };
+    let route = attention::route(QWEN, plan.cache_format(), chooser.shared_per_block()).unwrap();
+    required_kernels(plan, &limits, &[AttentionKind { heads: QWEN, route }], chooser)
+}
+
+#[test]
+fn what_serves_any_number_of_rows_was_made_ready() {
+    let formats =
+        Formats::of_plan(&Planner::new(&devices()[1], Preferences::default()).plan(Preset::Bf16.policy()));
+    let program = program();
+    let products: Vec<WeightProduct> =
+        program.steps.iter().flat_map(|step| formats.products(&program, &step.op)).collect();
+    assert_eq!(products.len(), 5);
+    for device in devices() {
+        for preferences in all_preferences() {
+            let chooser = chooser(&device, preferences);
+            for product in &products {
+                let ready: HashSet<KernelSpec> = product.kernels(MOST_ROWS, &chooser).into_iter().collect();
+                for rows in (1..=520).chain((521..=MOST_ROWS).step_by(37)) {
+                    match product.server(rows, &chooser) {
+                        Server::Own(spec, _) => assert!(ready.contains(&spec), "{spec} for {rows} rows"),
+                        Server::Library(library::Finish::Direct) => {}
+                        Server::Library(library::Finish::Sums) => {
+                            assert!(ready.contains(&library::finish_spec(product.kind)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_step_of_a_plan_names_kernels_that_are_loaded_and_why() {
+    for device in devices() {
+        for preferences in all_preferences() {
+            let planner = Planner::new(&device, preferences);
+            for policy in [Preset::Bf16, Preset::F32, Preset::MemoryEfficient] {
+                let plan = planner.plan(policy.policy());
+                let ready: HashSet<String> =
+                    required(&plan, &planner.chooser).iter().map(KernelSpec::to_string).collect();
+                for step in &plan.steps {
+                    for class in ShapeClass::ALL {
+                        let KernelChoice { kernel, why } = step.kernel(class);
+                        assert!(!why.is_empty() && !why.contains('\n'), "{kernel}");
+                        let mut names = kernel.split(" + ").filter(|name| *name != "cublaslt");
+                        assert!(names.all(|name| ready.contains(name)), "{kernel}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn step<'a>(plan: &'a Plan, name: &str) -> &'a Step {
+    plan.steps.iter().find(|step| step.name == name).unwrap()
+}
+
+#[test]
+fn a_plan_shows_whose_products_were_chosen_and_why() {
+    let show = |preferences, name: &str, class| {
+        let plan = Planner::new(&devices()[1], preferences).plan(Preset::Bf16.policy());
+        let KernelChoice { kernel, why } = step(&plan, name).kernel(class).clone();
+        (kernel, why)
+    };
+    let library = Preferences { backend: MatmulBackend::CublasLt, ..Preferences::default() };
+    let always = Preferences { variant: VariantPreference::Gemm, ..library };
+    let asked = "asked for by the preferred backend: 512 rows, more than 32".to_owned();
+    let (prefill, decode) = (ShapeClass::Prefill, ShapeClass::Decode);
+    assert_eq!(show(library, "attention_output", prefill), ("cublaslt".to_owned(), asked.clone()));
+    let (ffn, why) = show(library, "ffn", prefill);
+    assert!(ffn.starts_with("cublaslt + library_finish.library_finish[W=bf16,A=bf16,EPILOGUE=1"), "{ffn}");
+    assert!(ffn.ends_with("] + cublaslt"), "{ffn}");
+    assert_eq!(why, asked);
+    assert!(show(library, "attention_output", decode).0.starts_with("product_mma_small."));
+    assert_eq!(show(always, "attention_output", decode).0, "cublaslt");
+    assert!(show(Preferences::default(), "logits", decode).1.starts_with("1 rows, at most 32"));
+}
+
+#[test]
+fn a_library_shows_in_the_contract_and_in_the_kernels_that_are_loaded() {
+    let library = Preferences { backend: MatmulBackend::CublasLt, ..Preferences::default() };
+    let planner = Planner::new(&devices()[1], library);
+    let plan = planner.plan(Preset::Bf16.policy());
+    let of = |order: fn(&OpContract) -> bool| -> Vec<&str> {
+        plan.steps.iter().filter(|step| order(&step.contract)).map(|step| step.name.as_str()).collect()
+    };
+    assert_eq!(of(|contract| contract.order == Order::Library), ["qkv", "attention_output", "ffn", "logits"]);
+    let kernels = required(&plan, &planner.chooser);
+    assert!(kernels.contains(&library::gather_spec()));
+    let own = Planner::new(&devices()[1], Preferences::default());
+    let kernels = required(&own.plan(Preset::Bf16.policy()), &own.chooser);
+    assert!(!kernels.contains(&library::gather_spec()));
+}
+
+#[test]
+fn different_kernels_have_different_names_and_sources() {
+    let (mut names, mut sources) = (HashMap::new(), HashMap::new());
+    for device in devices() {
+        for preferences in all_preferences() {
+            let planner = Planner::new(&device, preferences);
+            for policy in [Preset::F32, Preset::F16, Preset::Bf16, Preset::MemoryEfficient] {
+                for spec in required(&planner.plan(policy.policy()), &planner.chooser) {
+                    let same = names.entry(spec.to_string()).or_insert_with(|| spec.clone());
+                    assert_eq!(*same, spec);
+                    // Entries share a source; the cache's key is a hash of the source, and the entry is looked up in it.
+                    let same = sources.entry((spec.source(), spec.entry)).or_insert_with(|| spec.clone());
+                    assert_eq!(*same, spec);
+                }
+            }
+        }
+    }
+    assert!(names.len() > 50, "{}", names.len());
+}
