@@ -256,6 +256,10 @@ pub enum RoundingPoint {
     CacheScale,
     /// The activated intermediate `silu(gate) * up`, once, to the activation format.
     Intermediate,
+    /// Attention's softmax weights, times the scales of the values where they have some, to the sum of two numbers of the
+    /// activation format: the nearest one, and the nearest one to what is left. With scales, the weights of a span are
+    /// split as multiples of the power of two below the largest of them.
+    SoftmaxWeights,
 }
 
 /// The order in which a sum is taken: part of the contract, so that the same input gives the same bits.
@@ -286,6 +290,14 @@ pub enum Order {
         /// Positions in a span.
         positions: usize,
     },
+    /// Attention: as [`Order::Spans`] with exponents to base 2, but the spans are merged into sections, and the sections
+    /// merged in ascending order.
+    Sections {
+        /// Positions in a span.
+        positions: usize,
+        /// Spans in a section.
+        spans: usize,
+    },
     /// Fixed for one device and library version, but neither ours to state nor independent of other rows.
     Library,
 }
@@ -305,6 +317,7 @@ impl fmt::Display for Order {
             }
             Order::Segments { length } => write!(f, "segments{length}"),
             Order::Spans { positions } => write!(f, "spans{positions}"),
+            Order::Sections { positions, spans } => write!(f, "spans{positions}x{spans}"),
             Order::Library => f.write_str("library"),
         }
     }

@@ -41,6 +41,13 @@ pub fn rounding_bound(format: Format, magnitude: f64) -> f64 {
     format.unit_roundoff() * magnitude.abs() + format.min_subnormal() / 2.0
 }
 
+/// Bound on the error of taking a value of the given magnitude as the sum of two numbers: the nearest, and the nearest to
+/// what is left. That is at most half a unit in the last place, whose own half unit, one binade down, is half of the
+/// square of the unit roundoff.
+pub fn split_bound(format: Format, magnitude: f64) -> f64 {
+    format.unit_roundoff().powi(2) / 2.0 * magnitude.abs() + format.min_subnormal() / 2.0
+}
+
 /// Distance between the neighbours of `value` in `format`: the weight of the last mantissa bit. Beyond the range
 /// that of the largest finite value; NaN for NaN.
 pub fn ulp(format: Format, value: f64) -> f64 {

@@ -133,6 +133,7 @@ fn supported(contract: &OpContract) -> Support {
         RoundingPoint::CacheWrite => "cache write",
         RoundingPoint::CacheScale => "cache scale",
         RoundingPoint::Intermediate => "intermediate",
+        RoundingPoint::SoftmaxWeights => "softmax weights (two parts)",
     });
     let subnormals = match contract.subnormals {
         Subnormals::Kept => "kept",

@@ -4,6 +4,7 @@
 //! [`conformance`](mod@crate::conformance), and so are whole models.
 
 pub mod as_contract;
+mod attention;
 mod bounded;
 mod cache;
 mod kernels;

@@ -35,7 +35,7 @@ fn dot(left: &[f32], right: &[f32], order: Order) -> Option<f32> {
         Order::Ascending => Some(dot_ascending(left, right)),
         Order::Lanes { lanes, group, merge } => Some(dot_lanes(left, right, Lanes { lanes, group, merge })),
         Order::Segments { length } => Some(dot_segments(left, right, length)),
-        Order::Elementwise | Order::Spans { .. } | Order::Library => None,
+        Order::Elementwise | Order::Spans { .. } | Order::Sections { .. } | Order::Library => None,
     }
 }
 

@@ -108,6 +108,12 @@ impl Number for Bounded {
         Bounded::around(value, carried + exp_error(value + carried))
     }
 
+    fn exp2(self) -> Bounded {
+        let value = self.value.exp2();
+        let carried = value * (self.radius() * std::f64::consts::LN_2).exp_m1();
+        Bounded::around(value, carried + exp_error(value + carried))
+    }
+
     fn silu(self) -> Bounded {
         let value = silu(self.value);
         // The slope of silu is below 1.1 everywhere; negation, sum, quotient and product round once each.
@@ -164,6 +170,11 @@ impl Number for Bounded {
         // Rounding is monotone, so the ends of the interval bound what is stored.
         let [value, low, high] = [self.value, self.low, self.high].map(|end| round_to(end, format));
         Bounded { value, low, high }
+    }
+
+    fn split(self, format: Format, unit: f64) -> Bounded {
+        let lost = tolerance::split_bound(format, (self.value.abs() + self.radius()) / unit) * unit;
+        Bounded::around(self.value, self.radius() + lost)
     }
 
     fn through_cache(vector: &mut [Bounded], cache: CacheFormat) {
@@ -316,6 +327,23 @@ mod tests {
         let by_units = Bounded::dot(terms(), products).radius();
         let by_f32 = Bounded::dot(terms(), Products::F32).radius();
         assert!(by_units < by_f32, "{by_units} {by_f32}");
+    }
+
+    #[test]
+    fn two_parts_stay_inside_their_bound_and_one_does_not() {
+        for format in [Format::F16, Format::Bf16] {
+            let mut outside = 0;
+            for i in 1..3000_u32 {
+                let (unit, value) =
+                    (2.0_f64.powi(i as i32 % 7), (f64::from(i) * 0.37).sin().powi(1 + i as i32 % 3));
+                let (low, high) = Bounded::exact(value).split(format, unit).interval();
+                let both = Rounded::exact(value).split(format, unit).value();
+                assert!((low..=high).contains(&both), "{both} is not in {low}..{high}");
+                let one = round_to(value / unit, format) * unit;
+                outside += u32::from(!(low..=high).contains(&one));
+            }
+            assert!(outside > 2500, "{format}: {outside}");
+        }
     }
 
     #[test]

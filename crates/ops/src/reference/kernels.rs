@@ -1,7 +1,8 @@
 //! Every op, as its definition reads.
 
-use mantissa_numerics::contract::{OpContract, Order, RoundingPoint};
+use mantissa_numerics::contract::{OpContract, RoundingPoint};
 
+use super::attention::{Base, Reduction, SoftmaxRow, attend, softmax};
 use super::cache::{Side, Slot};
 use super::number::{Number, Products};
 use super::session::ReferenceSession;
@@ -12,58 +13,7 @@ use crate::op::{
 use crate::plan::Step;
 use crate::program::{RopeSpec, WeightId};
 
-/// Weights `exp(score - max)` of the visible positions and one over their sum.
-struct SoftmaxRow<N> {
-    weights: Vec<N>,
-    inverse_sum: N,
-}
-
-/// Softmax of scores that are already scaled. Kernels that see the scores block by block correct their weights
-/// `rescales` times.
-fn softmax<N: Number>(scores: &[N], rescales: usize) -> SoftmaxRow<N> {
-    let largest = scores.iter().fold(N::exact(f64::NEG_INFINITY), |largest, &score| largest.max(score));
-    let weights: Vec<N> = scores.iter().map(|score| score.sub(largest).exp().rescaled(rescales)).collect();
-    let inverse_sum = N::exact(1.0).div(N::sum(weights.iter().copied()));
-    SoftmaxRow { weights, inverse_sum }
-}
-
-/// Sum of the positions' vectors, weighted by softmax of `scale * query . key`.
-fn attend<N: Number>(query: &[N], keys: &[&[N]], values: &[&[N]], scale: f32, how: Reduction) -> Vec<N> {
-    let scale = N::exact(f64::from(scale));
-    let score = |key: &&[N]| dot(query, key, how.products).mul(scale);
-    let scores: Vec<N> = keys.iter().map(score).collect();
-    let row = softmax(&scores, how.rescales);
-    (0..query.len())
-        .map(|dim| {
-            let terms = row.weights.iter().zip(values).map(|(&weight, value)| (weight, value[dim]));
-            N::dot(terms, how.products).mul(row.inverse_sum)
-        })
-        .collect()
-}
-
-/// How a kernel reduces over positions.
-#[derive(Clone, Copy)]
-struct Reduction {
-    products: Products,
-    rescales: usize,
-}
-
-impl Reduction {
-    fn over(contract: &OpContract, first: usize, last: usize) -> Reduction {
-        const BLOCK: usize = 16;
-        let rescales = match contract.order {
-            Order::Spans { positions } => {
-                let touched = |size: usize| last / size - first / size + 1;
-                touched(BLOCK) + 2 * touched(positions.max(1))
-            }
-            Order::Library => last - first + 1,
-            Order::Elementwise | Order::Ascending | Order::Lanes { .. } | Order::Segments { .. } => 0,
-        };
-        Reduction { products: Products::of(contract), rescales }
-    }
-}
-
-fn dot<N: Number>(left: &[N], right: &[N], products: Products) -> N {
+pub(super) fn dot<N: Number>(left: &[N], right: &[N], products: Products) -> N {
     N::dot(left.iter().copied().zip(right.iter().copied()), products)
 }
 
@@ -156,7 +106,7 @@ impl<N: Number> ReferenceSession<N> {
         for row in 0..batch.rows() {
             let scale = N::exact(f64::from(op.scale));
             let scores: Vec<N> = self.row(op.input, row).iter().map(|x| x.mul(scale)).collect();
-            let SoftmaxRow { weights, inverse_sum } = softmax(&scores, 0);
+            let SoftmaxRow { weights, inverse_sum } = softmax(&scores, Base::E, 0);
             let out: Vec<N> = weights.iter().map(|weight| weight.mul(inverse_sum)).collect();
             self.store(op.out, row, &out);
         }

@@ -48,6 +48,8 @@ pub trait Number: Copy + Debug + Send + Sync + 'static {
     fn sqrt(self) -> Self;
     /// The exponential.
     fn exp(self) -> Self;
+    /// The power of two.
+    fn exp2(self) -> Self;
     /// `self / (1 + exp(-self))`.
     fn silu(self) -> Self;
     /// The larger one; NaN if either is.
@@ -60,6 +62,8 @@ pub trait Number: Copy + Debug + Send + Sync + 'static {
     fn rescaled(self, times: usize) -> Self;
     /// Rounded to storage.
     fn round(self, format: Format) -> Self;
+    /// Rounded to the sum of two numbers of `format`, both times `unit`: the nearest, and the nearest to what is left.
+    fn split(self, format: Format, unit: f64) -> Self;
     /// One head's vector as the cache returns it: rounded to its format, with one stored scale for 8-bit formats.
     fn through_cache(vector: &mut [Self], cache: CacheFormat);
 }
@@ -221,6 +225,10 @@ impl<R: Rule> Number for Plain<R> {
         Plain::new(self.0.exp())
     }
 
+    fn exp2(self) -> Self {
+        Plain::new(self.0.exp2())
+    }
+
     fn silu(self) -> Self {
         Plain::new(silu(self.0))
     }
@@ -243,6 +251,11 @@ impl<R: Rule> Number for Plain<R> {
 
     fn round(self, format: Format) -> Self {
         Plain::new(R::round(self.0, format))
+    }
+
+    fn split(self, format: Format, unit: f64) -> Self {
+        let high = R::round(self.0 / unit, format);
+        Plain::new((high + R::round(self.0 / unit - high, format)) * unit)
     }
 
     fn through_cache(vector: &mut [Self], cache: CacheFormat) {
