@@ -13,15 +13,15 @@ use std::time::Instant;
 
 use half::{bf16, f16};
 use mantissa_cpu::aligned::AlignedBuffer;
-use mantissa_cpu::ceilings::{Ceilings, Effort, Measured};
 use mantissa_cpu::elements::{Elements, ElementsMut};
 use mantissa_cpu::matmul::{Epilogue, Matmul, MatmulScratch, matmul};
 use mantissa_cpu::pack::{Layout, PackRequest, PackSource, PackedMatrix};
-use mantissa_cpu::{Isa, Pool, Tier};
+use mantissa_cpu::{CpuBackend, CpuOptions, Isa, Pool};
 use mantissa_numerics::Format;
 use mantissa_numerics::convert::Overflow;
 use mantissa_numerics::convert::slice::encode_slice;
-use mantissa_ops::RowOrder;
+use mantissa_ops::ceilings::Unit;
+use mantissa_ops::{Backend, CeilingError, RowOrder};
 
 const LAYERS: usize = 24;
 
@@ -34,9 +34,12 @@ const SHAPES: [(&str, usize, usize, Layout, usize); 5] = [
     ("lm_head", 151_936, 896, Layout::Plain, 1),
 ];
 
+/// Bytes that the ceiling of reads is measured with, and how often each ceiling is measured.
+const READ_BYTES: usize = 1 << 30;
+const CEILING_SAMPLES: usize = 5;
+
 struct Bench {
-    pool: Pool,
-    tier: Tier,
+    backend: CpuBackend,
     scratch: MatmulScratch,
 }
 
@@ -44,15 +47,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let threads =
         arguments.next().map_or(Ok(Pool::default_threads()), |text| text.parse::<NonZeroUsize>())?;
-    let tier = arguments.next().map_or(Ok(Isa::detect()), |text| text.parse()).map(Tier::new)??;
+    let isa = arguments.next().map_or(Ok(Isa::detect()), |text| text.parse())?;
     let rows = arguments.next().unwrap_or_else(|| "1,512".into());
     let rows = rows.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-    let mut bench = Bench { pool: Pool::new(threads)?, tier, scratch: MatmulScratch::default() };
-    println!("{threads} threads, {}", tier.isa());
+    let backend = CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa) })?;
+    let mut bench = Bench { backend, scratch: MatmulScratch::default() };
+    println!("{threads} threads, {isa}");
     for format in [Format::Bf16, Format::F16, Format::F32] {
         bench.format(format, &rows)?;
     }
     Ok(())
+}
+
+/// The middle one of several measurements.
+fn median(measure: impl Fn() -> Result<f64, CeilingError>) -> Result<f64, CeilingError> {
+    let mut all = (0..CEILING_SAMPLES).map(|_| measure()).collect::<Result<Vec<f64>, _>>()?;
+    all.sort_by(f64::total_cmp);
+    Ok(all[CEILING_SAMPLES / 2])
 }
 
 /// Random bytes of values between 1/2 and 2 in magnitude.
@@ -88,7 +99,7 @@ impl Bench {
             let mut layers = Vec::new();
             for _ in 0..count {
                 let start = Instant::now();
-                layers.push(PackedMatrix::pack(&request, &self.pool)?.matrix);
+                layers.push(PackedMatrix::pack(&request, self.backend.pool())?.matrix);
                 seconds += start.elapsed().as_secs_f64();
                 bytes_packed += bytes.len();
             }
@@ -102,15 +113,13 @@ impl Bench {
         println!("\n{format} weights and activations");
         let weights = self.weights(format)?;
         for &rows in rows {
-            let ceilings =
-                Ceilings::measure(&self.pool, self.tier, Effort { samples: 5, ..Effort::default() })?;
-            let show = |what: &str, m: &Measured, unit: &str| {
-                let [median, best] = [m.median, m.best].map(|value| value / 1e9);
-                println!("ceiling {what}: {median:.1} {unit} (best {best:.1})");
+            let (reads, multiply) = {
+                let ceilings = self.backend.ceilings(READ_BYTES)?;
+                let unit = if format == Format::Bf16 { Unit::Bf16Pairs } else { Unit::F32Fma };
+                (median(|| ceilings.read())?, median(|| ceilings.multiply(unit))?)
             };
-            let multiply = if format == Format::Bf16 { &ceilings.bf16_pairs } else { &ceilings.f32_fma };
-            show("reads", &ceilings.read, "GB/s");
-            show("multiply-add", multiply, "GFLOP/s");
+            println!("ceiling reads: {:.1} GB/s", reads / 1e9);
+            println!("ceiling multiply-add: {:.1} GFLOP/s", multiply / 1e9);
             let rounds = if rows < 16 { 15 } else { 5 };
             let mut times = vec![Vec::new(); SHAPES.len() + 1];
             for _ in 0..rounds {
@@ -132,9 +141,9 @@ impl Bench {
                     "{name:>8} x {rows:<4} {:9.3} ms  {:6.1} GB/s {:5.1} %  {:7.1} GFLOP/s {:5.1} %",
                     time * 1e3,
                     read / 1e9,
-                    100.0 * read / ceilings.read.median,
+                    100.0 * read / reads,
                     rate / 1e9,
-                    100.0 * rate / multiply.median
+                    100.0 * rate / multiply
                 );
             }
         }
@@ -166,7 +175,7 @@ impl Bench {
                 let input = Elements::from_bytes(format, input)?;
                 let epilogue = epilogue(weights, format, rows, out);
                 let start = Instant::now();
-                matmul(&self.pool, self.tier, &mut self.scratch, Matmul { weights, input, rows, epilogue })?;
+                matmul(self.backend.pool(), self.backend.tier(), &mut self.scratch, Matmul { weights, input, rows, epilogue })?;
                 *seconds += start.elapsed().as_secs_f64();
             }
         }

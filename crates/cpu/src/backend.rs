@@ -7,8 +7,9 @@ use mantissa_numerics::contract::{Compute, OpContract, Subnormals};
 use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session,
 };
-use mantissa_ops::{Op, Plan, Program, ShapeClass, TensorSource};
+use mantissa_ops::{CeilingError, Ceilings, Op, Plan, Program, ShapeClass, TensorSource};
 
+use crate::ceilings::{CpuCeilings, ReadProbe};
 use crate::contracts::contracts;
 use crate::isa::{Isa, Tier, UnavailableIsa};
 use crate::pool::{Pool, PoolError};
@@ -107,6 +108,11 @@ impl Backend for CpuBackend {
             kernel: format!("{}.{compute}.{}{variant}", op.family(), self.tier.isa()),
             why: why.to_owned(),
         }
+    }
+
+    fn ceilings(&self, bytes: usize) -> Result<Box<dyn Ceilings + '_>, CeilingError> {
+        let probe = ReadProbe::new(bytes).map_err(|error| CeilingError::Device(error.to_string()))?;
+        Ok(Box::new(CpuCeilings { pool: &self.pool, tier: self.tier, probe }))
     }
 
     fn prepare(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use mantissa_numerics::Element;
+use mantissa_ops::ceilings::{CeilingError, Ceilings, Unit};
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::isa::{Isa, Tier};
@@ -22,92 +23,41 @@ const PREFETCH: usize = 4096;
 /// Steps between looks at the clock.
 const RATE_STEPS: usize = 2_000;
 
-/// Several measurements of one thing.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Measured {
-    /// The largest.
-    pub best: f64,
-    /// The middle one.
-    pub median: f64,
-    /// The smallest.
-    pub worst: f64,
-    /// How many.
-    pub samples: usize,
-}
-
-impl Measured {
-    /// Of measurements in any order; all zero where there are none.
-    fn of(mut values: Vec<f64>) -> Measured {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-        let samples = values.len();
-        Measured { best: at(samples.saturating_sub(1)), median: at(samples / 2), worst: at(0), samples }
-    }
-}
-
-/// How a unit multiplies and adds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Multiply {
+/// How products are formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Multiply {
     /// Fused multiply-add in f32; what f32 and f16 storage use.
     F32Fma,
     /// Pairs of bf16 into f32.
     Bf16Pairs,
 }
 
-/// What and how often to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Effort {
-    /// Bytes to read; far more than the caches hold.
-    pub bytes: usize,
-    /// Measurements of each.
-    pub samples: usize,
-}
-
-impl Default for Effort {
-    /// 1 GiB, 7 times.
-    fn default() -> Effort {
-        Effort { bytes: 1 << 30, samples: 7 }
-    }
-}
-
-/// The ceilings of one machine, number of threads and instruction set.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ceilings {
-    /// Streaming reads, bytes per second.
-    pub read: Measured,
-    /// f32 fused multiply-adds, operations per second: a multiplication and an addition are two.
-    pub f32_fma: Measured,
-    /// Products of bf16 pairs, operations per second: a pair is four.
-    pub bf16_pairs: Measured,
-}
-
-impl Ceilings {
-    /// Measures all three.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`] where there is no buffer of that size.
-    pub fn measure(pool: &Pool, tier: Tier, effort: Effort) -> Result<Ceilings, OutOfMemory> {
-        Ok(Ceilings {
-            read: read_bandwidth(pool, tier, effort)?,
-            f32_fma: multiply_rate(pool, tier, Multiply::F32Fma, effort.samples),
-            bf16_pairs: multiply_rate(pool, tier, Multiply::Bf16Pairs, effort.samples),
-        })
-    }
-}
-
-/// Bytes per second that all threads read from a buffer of ones, in contiguous stretches.
-///
-/// # Errors
-/// [`OutOfMemory`] where there is no buffer of that size.
-pub fn read_bandwidth(pool: &Pool, tier: Tier, effort: Effort) -> Result<Measured, OutOfMemory> {
-    let probe = ReadProbe::new(effort.bytes)?;
-    probe.pass(pool, tier);
-    Ok(Measured::of((0..effort.samples).map(|_| probe.pass(pool, tier)).collect()))
-}
-
-/// A buffer to read, for bandwidths measured between other things.
+/// The ceilings of one processor, number of threads and instruction set.
 #[derive(Debug)]
-pub struct ReadProbe {
+pub(crate) struct CpuCeilings<'a> {
+    pub pool: &'a Pool,
+    pub tier: Tier,
+    pub probe: ReadProbe,
+}
+
+impl Ceilings for CpuCeilings<'_> {
+    fn read(&self) -> Result<f64, CeilingError> {
+        Ok(self.probe.pass(self.pool, self.tier))
+    }
+
+    fn multiply(&self, unit: Unit) -> Result<f64, CeilingError> {
+        let kind = match unit {
+            Unit::F32Fma => Multiply::F32Fma,
+            Unit::Bf16Pairs => Multiply::Bf16Pairs,
+            Unit::Matrix(_) => return Err(CeilingError::Unit { backend: "cpu".to_owned(), unit }),
+        };
+        Ok(multiply_rate(self.pool, self.tier, kind))
+    }
+}
+
+/// A buffer to read.
+#[derive(Debug)]
+pub(crate) struct ReadProbe {
     buffer: AlignedBuffer,
 }
 
@@ -125,7 +75,7 @@ impl ReadProbe {
     }
 
     /// Reads everything once; bytes per second.
-    pub fn pass(&self, pool: &Pool, tier: Tier) -> f64 {
+    fn pass(&self, pool: &Pool, tier: Tier) -> f64 {
         let values: &[f32] = bytemuck::cast_slice(&self.buffer);
         let stretches: Vec<&[f32]> = values.chunks_exact(STRETCH / size_of::<f32>()).collect();
         let total = Mutex::new(0.0);
@@ -144,27 +94,24 @@ impl ReadProbe {
 }
 
 /// Operations per second of register-only loops on all threads.
-pub fn multiply_rate(pool: &Pool, tier: Tier, kind: Multiply, samples: usize) -> Measured {
-    let pass = || {
-        let rates = Mutex::new(Vec::new());
-        pool.run(pool.threads(), |_| {
-            let start = Instant::now();
-            let mut steps = 0_usize;
-            while start.elapsed() < RATE_TIME {
-                black_box(dispatch(tier, Rate { kind, seed: black_box(1e-3), steps: RATE_STEPS }));
-                steps += RATE_STEPS;
-            }
-            let per_lane = match kind {
-                Multiply::F32Fma => 2,
-                Multiply::Bf16Pairs => 4,
-            };
-            let operations = (steps * chains(tier.isa()) * LANES * per_lane) as f64;
-            let rate = operations / start.elapsed().as_secs_f64();
-            rates.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(rate);
-        });
-        rates.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().sum()
-    };
-    Measured::of((0..samples).map(|_| pass()).collect())
+fn multiply_rate(pool: &Pool, tier: Tier, kind: Multiply) -> f64 {
+    let rates = Mutex::new(Vec::new());
+    pool.run(pool.threads(), |_| {
+        let start = Instant::now();
+        let mut steps = 0_usize;
+        while start.elapsed() < RATE_TIME {
+            black_box(dispatch(tier, Rate { kind, seed: black_box(1e-3), steps: RATE_STEPS }));
+            steps += RATE_STEPS;
+        }
+        let per_lane = match kind {
+            Multiply::F32Fma => 2,
+            Multiply::Bf16Pairs => 4,
+        };
+        let operations = (steps * chains(tier.isa()) * LANES * per_lane) as f64;
+        let rate = operations / start.elapsed().as_secs_f64();
+        rates.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(rate);
+    });
+    rates.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().sum()
 }
 
 /// Adds up a stretch.
@@ -245,26 +192,23 @@ const FEW_CHAINS: usize = 6;
 mod tests {
     use std::num::NonZeroUsize;
 
+    use mantissa_numerics::Format;
+
     use super::*;
 
     #[test]
     fn every_tier_measures_something() {
         let pool = Pool::new(NonZeroUsize::new(2).unwrap()).unwrap();
         for tier in Tier::available() {
-            let effort = Effort { bytes: 4 << 20, samples: 2 };
-            let ceilings = Ceilings::measure(&pool, tier, effort).unwrap();
-            for measured in [ceilings.read, ceilings.f32_fma, ceilings.bf16_pairs] {
-                assert!(measured.worst > 0.0 && measured.worst <= measured.median);
-                assert!(measured.median <= measured.best && measured.best.is_finite());
-                assert_eq!(measured.samples, 2);
+            let ceilings = CpuCeilings { pool: &pool, tier, probe: ReadProbe::new(4 << 20).unwrap() };
+            let rates =
+                [ceilings.read(), ceilings.multiply(Unit::F32Fma), ceilings.multiply(Unit::Bf16Pairs)];
+            for rate in rates {
+                assert!(rate.is_ok_and(|rate| rate.is_finite() && rate > 0.0));
             }
+            let matrix = Unit::Matrix(Format::Bf16);
+            let error = CeilingError::Unit { backend: "cpu".to_owned(), unit: matrix };
+            assert_eq!(ceilings.multiply(matrix), Err(error));
         }
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        let measured = Measured::of(vec![3.0, 1.0, 2.0]);
-        assert_eq!(measured, Measured { best: 3.0, median: 2.0, worst: 1.0, samples: 3 });
-        assert_eq!(Measured::of(vec![]).samples, 0);
     }
 }

@@ -7,7 +7,7 @@ pub mod aligned;
 pub mod attention;
 mod backend;
 pub mod cache;
-pub mod ceilings;
+mod ceilings;
 mod contracts;
 mod disjoint;
 pub mod elements;

@@ -223,11 +223,11 @@ impl Session for CpuSession {
         self.execute(batch, Some(observer))
     }
 
-    fn logits(&self) -> &[f32] {
-        match self.plan.program.logits() {
+    fn logits(&mut self) -> Result<&[f32], RunError> {
+        Ok(match self.plan.program.logits() {
             Some(id) => self.values.as_f32(id, self.rows),
             None => &[],
-        }
+        })
     }
 
     fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {

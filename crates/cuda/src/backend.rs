@@ -13,7 +13,7 @@ use crate::ceilings::CudaCeilings;
 use crate::compile::Nvrtc;
 use crate::contracts::contracts;
 use crate::cublaslt::CublasLt;
-use crate::device::Device;
+use crate::device::{Device, check_compiler};
 use crate::error::CudaError;
 use crate::families::products::{self, MatmulBackend};
 use crate::families::softmax;
@@ -62,12 +62,7 @@ impl CudaBackend {
     pub fn new(ordinal: usize, options: &CudaOptions) -> Result<CudaBackend, CudaError> {
         let device = Device::open(ordinal)?;
         let nvrtc = Nvrtc::load(options.nvrtc.as_deref())?;
-        let (wanted, got) = (nvrtc.toolkit(), device.info().driver);
-        // Within a major version older drivers take the code of newer compilers.
-        if wanted.0 > got.0 {
-            let text = |version: (u32, u32)| format!("{}.{}", version.0, version.1);
-            return Err(CudaError::DriverTooOld { got: text(got), wanted: text(wanted) });
-        }
+        check_compiler(device.info().driver, nvrtc.toolkit())?;
         let cache = match &options.kernel_cache {
             Some(directory) => KernelCache::new(directory),
             None => KernelCache::none(),
@@ -106,8 +101,8 @@ impl Backend for CudaBackend {
         select::choose(program, op, contract, class, &self.machine.chooser)
     }
 
-    fn memory(&self, plan: &Plan, limits: &Limits) -> Result<MemoryUse, PrepareError> {
-        CudaSession::predict(&self.machine, plan, limits)
+    fn memory(&self, plan: &Plan, limits: &Limits) -> Result<Option<MemoryUse>, PrepareError> {
+        CudaSession::predict(&self.machine, plan, limits).map(Some)
     }
 
     fn ceilings(&self, bytes: usize) -> Result<Box<dyn Ceilings + '_>, CeilingError> {

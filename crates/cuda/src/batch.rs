@@ -159,7 +159,7 @@ impl DeviceBatch {
         self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host);
         let used = fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
-        stream.upload_later(&self.host, used * WORD, &self.device)
+        stream.upload_later(&self.host, used * WORD, &self.device, 0)
     }
 }
 

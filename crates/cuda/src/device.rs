@@ -82,27 +82,67 @@ pub(crate) fn driver_error(during: &'static str, error: DriverError) -> CudaErro
         Ok(text) => text.to_string_lossy().into_owned(),
         Err(_) => format!("error {}", error.0 as u32),
     };
-    match error.0 {
-        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUresult::CUDA_ERROR_LAUNCH_FAILED
-        | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
-        | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
-        | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
-        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
-        | CUresult::CUDA_ERROR_INVALID_PC
-        | CUresult::CUDA_ERROR_ASSERT
-        | CUresult::CUDA_ERROR_CONTAINED
-        | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
-        | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED => CudaError::DeviceLost { during, message },
+    failure(during, error.0, message)
+}
+
+/// A failed call by its code.
+fn failure(during: &'static str, code: CUresult, message: String) -> CudaError {
+    match code {
+        code if ends_context(code) => CudaError::DeviceLost { during, message },
         CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_INVALID_IMAGE => {
             let message = format!("{message}: the driver does not take this code; is it older than NVRTC?");
             CudaError::Driver { during, message }
         }
         _ => CudaError::Driver { during, message },
     }
+}
+
+/// Whether nothing can be done on the device any more after this error: every later call fails too.
+fn ends_context(code: CUresult) -> bool {
+    matches!(
+        code,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_CONTAINED
+            | CUresult::CUDA_ERROR_EXTERNAL_DEVICE
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+    )
+}
+
+/// The oldest CUDA version whose drivers have all functions that are called: the bindings would panic without one.
+const OLDEST_DRIVER: (u32, u32) = (12, 8);
+
+/// Demands a driver that has all functions that are called.
+fn check_driver(version: (u32, u32)) -> Result<(), CudaError> {
+    if version >= OLDEST_DRIVER {
+        return Ok(());
+    }
+    let needs = format!("Mantissa calls functions of {}", version_text(OLDEST_DRIVER));
+    Err(CudaError::DriverTooOld { got: version_text(version), needs, instead: "" })
+}
+
+/// Demands a driver that takes the code of this version of NVRTC: within a major version older ones take that of newer
+/// compilers.
+pub(crate) fn check_compiler(driver: (u32, u32), nvrtc: (u32, u32)) -> Result<(), CudaError> {
+    if nvrtc.0 <= driver.0 {
+        return Ok(());
+    }
+    let needs = format!("the kernels are compiled by NVRTC {}", version_text(nvrtc));
+    let instead = ", or install an NVRTC of its major version";
+    Err(CudaError::DriverTooOld { got: version_text(driver), needs, instead })
+}
+
+fn version_text((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
 }
 
 /// Demands that the driver's library is there: the bindings would panic without it.
@@ -170,6 +210,8 @@ impl Device {
         // SAFETY: the pointer is valid for one write.
         unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed)?;
         let version = version.unsigned_abs();
+        let driver = (version / 1000, version % 1000 / 10);
+        check_driver(driver)?;
         // SAFETY: the device was returned by the driver.
         let memory = unsafe { result::device::total_mem(device) }.map_err(failed)? as u64;
         let info = DeviceInfo {
@@ -180,7 +222,7 @@ impl Device {
             shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             l2_bytes: u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
             memory,
-            driver: (version / 1000, version % 1000 / 10),
+            driver,
         };
         // SAFETY: the device was returned by the driver; `Context` releases what is retained here.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed)?;
@@ -297,11 +339,51 @@ mod tests {
 
     #[test]
     fn what_ends_a_context_is_told_from_what_fails() {
-        // Only the kind is looked at: without a driver there are no messages to ask for.
+        let kind = |code| failure("running", code, "why".to_owned());
+        let lost = CudaError::DeviceLost { during: "running", message: "why".to_owned() };
+        for code in [
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
+            CUresult::CUDA_ERROR_LAUNCH_FAILED,
+            CUresult::CUDA_ERROR_ECC_UNCORRECTABLE,
+            CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION,
+            CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED,
+        ] {
+            assert_eq!(kind(code), lost, "{code:?}");
+        }
+        let failed = CudaError::Driver { during: "running", message: "why".to_owned() };
+        for code in [CUresult::CUDA_ERROR_OUT_OF_MEMORY, CUresult::CUDA_ERROR_INVALID_VALUE] {
+            assert_eq!(kind(code), failed, "{code:?}");
+        }
+        let foreign = kind(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU).to_string();
+        assert_eq!(foreign, "running: why: the driver does not take this code; is it older than NVRTC?");
+        assert_eq!(
+            lost.to_string(),
+            "the device is lost (running: why); restart the program, and look at the system's log if it recurs"
+        );
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_not_opened() {
         assert!(matches!(
             Device::open(usize::MAX),
             Err(CudaError::DriverMissing { .. } | CudaError::NoSuchDevice { .. } | CudaError::Driver { .. })
         ));
+    }
+
+    #[test]
+    fn old_drivers_are_refused_by_what_needs_newer_ones() {
+        assert_eq!(check_driver((12, 8)), Ok(()));
+        assert_eq!(
+            check_driver((12, 4)).unwrap_err().to_string(),
+            "the NVIDIA driver supports CUDA 12.4, but Mantissa calls functions of 12.8; update the driver"
+        );
+        assert_eq!(check_compiler((13, 0), (13, 1)), Ok(()));
+        assert_eq!(check_compiler((13, 0), (12, 9)), Ok(()));
+        assert_eq!(
+            check_compiler((12, 9), (13, 0)).unwrap_err().to_string(),
+            "the NVIDIA driver supports CUDA 12.9, but the kernels are compiled by NVRTC 13.0; update the driver, or \
+             install an NVRTC of its major version"
+        );
     }
 
     #[test]

@@ -8,11 +8,8 @@ use mantissa_ops::PrepareError;
 pub enum CudaError {
     #[error("no NVIDIA driver: looked for {looked_for}; install the driver, or use --device cpu")]
     DriverMissing { looked_for: String },
-    #[error(
-        "the NVIDIA driver supports CUDA {got}, but the kernels are compiled by NVRTC {wanted}; update the driver, or \
-         install an NVRTC of its major version"
-    )]
-    DriverTooOld { got: String, wanted: String },
+    #[error("the NVIDIA driver supports CUDA {got}, but {needs}; update the driver{instead}")]
+    DriverTooOld { got: String, needs: String, instead: &'static str },
     #[error("no device cuda:{ordinal}: the driver knows {count} ({})", ordinals(*count))]
     NoSuchDevice { ordinal: usize, count: usize },
     #[error(

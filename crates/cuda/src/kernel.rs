@@ -29,6 +29,7 @@ pub enum SourceFile {
     ProductMmaSmall,
     Qkv,
     Rope,
+    Sampling,
     Sdpa,
     Selftest,
     SoftmaxBlock,
@@ -37,7 +38,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 19] = [
+    pub const ALL: [SourceFile; 20] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
@@ -53,6 +54,7 @@ impl SourceFile {
         SourceFile::ProductMmaSmall,
         SourceFile::Qkv,
         SourceFile::Rope,
+        SourceFile::Sampling,
         SourceFile::Sdpa,
         SourceFile::Selftest,
         SourceFile::SoftmaxBlock,
@@ -77,6 +79,7 @@ impl SourceFile {
             SourceFile::ProductMmaSmall => "product_mma_small",
             SourceFile::Qkv => "qkv",
             SourceFile::Rope => "rope",
+            SourceFile::Sampling => "sampling",
             SourceFile::Sdpa => "sdpa",
             SourceFile::Selftest => "selftest",
             SourceFile::SoftmaxBlock => "softmax_block",
@@ -132,6 +135,7 @@ impl SourceFile {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/qkv.cu"))
             }
             SourceFile::Rope => include_str!("../kernels/rope.cu"),
+            SourceFile::Sampling => include_str!("../kernels/sampling.cu"),
             SourceFile::Sdpa => include_str!("../kernels/sdpa.cu"),
             SourceFile::Selftest => include_str!("../kernels/selftest.cu"),
             SourceFile::SoftmaxBlock => {

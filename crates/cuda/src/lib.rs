@@ -24,6 +24,7 @@ mod kernels;
 mod memory;
 mod needs;
 pub mod preferences;
+mod reducer;
 mod scratch;
 mod select;
 mod session;

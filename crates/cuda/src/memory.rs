@@ -54,6 +54,13 @@ unsafe impl Send for HostBuffer {}
 // SAFETY: as above; writing needs exclusive access.
 unsafe impl Sync for HostBuffer {}
 
+impl HostBuffer {
+    /// Where kernels find it: under unified addressing, which every 64-bit system has, at the host's own address.
+    pub(crate) fn address(&self) -> u64 {
+        self.data as u64
+    }
+}
+
 impl Deref for HostBuffer {
     type Target = [u8];
 

@@ -10,6 +10,7 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
 use crate::families::{attention, library, sdpa};
 use crate::needs::saturating_sum;
+use crate::reducer::{self, RowsAndLogits};
 use crate::values::row_stride;
 
 /// Bytes of each kind of scratch.
@@ -25,12 +26,15 @@ pub(crate) struct ScratchSizes {
     pub part_softmax: usize,
     /// Workspace of the matrix library.
     pub library: usize,
+    /// What is known of rows of logits while they are reduced.
+    pub reduction: usize,
 }
 
 impl ScratchSizes {
     pub fn of(plan: &Plan, limits: &Limits, kinds: &[AttentionKind]) -> ScratchSizes {
         let program = &plan.program;
-        let mut sizes = ScratchSizes::default();
+        let reduction = reducer::shape(plan, limits).map_or(0, RowsAndLogits::device_bytes);
+        let mut sizes = ScratchSizes { reduction, ..ScratchSizes::default() };
         let floats = |count: usize| count.saturating_mul(size_of::<f32>());
         for step in plan.steps.iter().filter(|step| step.contract.order == Order::Library) {
             sizes.add_library(plan, limits, &step.op);
@@ -88,8 +92,9 @@ impl ScratchSizes {
     }
 
     pub fn total(&self) -> u64 {
-        let ScratchSizes { floats, activations, parts, part_softmax, library } = *self;
-        saturating_sum([floats, activations, parts, part_softmax, library].map(|bytes| bytes as u64))
+        let ScratchSizes { floats, activations, parts, part_softmax, library, reduction } = *self;
+        let all = [floats, activations, parts, part_softmax, library, reduction];
+        saturating_sum(all.map(|bytes| bytes as u64))
     }
 }
 
@@ -101,6 +106,7 @@ pub(crate) struct Scratch {
     pub parts: DeviceBuffer,
     pub part_softmax: DeviceBuffer,
     pub library: DeviceBuffer,
+    pub reduction: DeviceBuffer,
 }
 
 impl Scratch {
@@ -111,6 +117,7 @@ impl Scratch {
             parts: device.allocate(sizes.parts, "scratch of attention")?,
             part_softmax: device.allocate(sizes.part_softmax, "scratch of attention")?,
             library: device.allocate(sizes.library, "workspace of the matrix library")?,
+            reduction: device.allocate(sizes.reduction, "scratch of sampling")?,
         })
     }
 }

@@ -10,6 +10,7 @@ use mantissa_ops::backend::{
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::{RunRows, ValueRole};
+use mantissa_ops::reduction::{self, Reduced, Request};
 use mantissa_ops::{Op, Plan, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
@@ -18,10 +19,11 @@ use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::attention;
+use crate::families::{attention, sampling};
 use crate::graph::{Graphs, Recorder};
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
+use crate::reducer::{self, Completeness, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
 use crate::steps::{LaunchTarget, Runner};
@@ -47,6 +49,7 @@ pub(crate) struct CudaSession {
     logits: HostBuffer,
     /// Bytes of the last run's logits, once they are asked for.
     logit_bytes: Option<usize>,
+    reducer: Option<Reducer>,
     rows: RunRows,
     taken: Taken,
     graphs: Graphs,
@@ -83,7 +86,9 @@ impl CudaSession {
         let failed = |error| prepare_error("the session", error);
         let started = Instant::now();
         let stream = Arc::new(device.stream().map_err(failed)?);
-        let specs = required_kernels(&plan, &limits, &kinds, chooser);
+        let reduced = reducer::shape(&plan, &limits);
+        let mut specs = required_kernels(&plan, &limits, &kinds, chooser);
+        specs.extend(reduced.iter().flat_map(|_| sampling::Kernel::ALL).map(sampling::Kernel::spec));
         let kernels = store.load(device, &specs).map_err(failed)?;
         let mut report = LoadReport::default();
         let loader = Loader { device, stream: &stream, source, overflow: options.overflow, progress };
@@ -100,6 +105,7 @@ impl CudaSession {
         let scratch = Scratch::new(sizes, device).map_err(failed)?;
         let batch = DeviceBatch::new(device, &limits, kinds).map_err(failed)?;
         let logits = device.allocate_host(logit_bytes(&plan, limits.outputs), "logits").map_err(failed)?;
+        let reducer = reduced.map(|shape| Reducer::new(device, shape)).transpose().map_err(failed)?;
         report.seconds = started.elapsed().as_secs_f64();
         Ok(CudaSession {
             plan,
@@ -117,6 +123,7 @@ impl CudaSession {
             batch,
             logits,
             logit_bytes: None,
+            reducer,
             rows: RunRows::default(),
             taken: taken.prepared(device),
             graphs: Graphs::default(),
@@ -167,6 +174,40 @@ impl CudaSession {
         };
         self.logit_bytes = Some(bytes);
         Ok(bytes)
+    }
+
+    /// Reduces the rows of the last run's logits on the device, and returns those that are left to the host: all, where there
+    /// is no room for the requests.
+    fn reduce_on_device(
+        &mut self,
+        requests: &[Request<'_>],
+        reduced: &mut [Reduced],
+    ) -> Result<Vec<usize>, CudaError> {
+        let reducer = self.reducer.as_mut().filter(|reducer| reducer.has_room(requests));
+        let (Some(reducer), Some(logits)) = (reducer, self.plan.program.logits()) else {
+            return Ok((0..requests.len()).collect());
+        };
+        self.device.bind()?;
+        let logits = self.values.place(logits);
+        let (kernels, args) = reducer.prepare(requests, logits, &self.scratch.reduction);
+        for kernel in kernels {
+            let shape = kernel.launch_shape(requests.len(), logits.width as usize);
+            if let Some(loaded) = self.kernels.get(&kernel.spec()) {
+                // SAFETY: the arguments mirror the kernels', which are all of one file. Their addresses are those of the
+                // session's scratch and of the reducer's page-locked memory, laid out for as many rows as there are
+                // requests at most, and of the logits of these rows; the stream is synchronized below.
+                unsafe { self.stream.launch(loaded, shape, &args) }?;
+            }
+        }
+        self.stream.synchronize()?;
+        let (mut missing, mut first_seen) = (Vec::new(), 0);
+        for (row, (request, reduced)) in requests.iter().zip(reduced).enumerate() {
+            if reducer.read(row, request, first_seen, reduced) == Completeness::Missing {
+                missing.push(row);
+            }
+            first_seen += request.penalties.map_or(0, |penalties| penalties.seen.len());
+        }
+        Ok(missing)
     }
 
     /// Launches every step, by one graph where this batch has the shape of an earlier one.
@@ -351,6 +392,25 @@ impl Session for CudaSession {
         let bytes = self.fetch_logits().map_err(Failure::from)?;
         // Page-locked memory is aligned, and the length is a whole number of f32.
         Ok(bytemuck::try_cast_slice(&self.logits[..bytes]).unwrap_or_default())
+    }
+
+    fn reduce(&mut self, requests: &[Request<'_>], reduced: &mut Vec<Reduced>) -> Result<(), RunError> {
+        let rows = self.plan.program.logits().map_or(0, |_| self.rows.outputs);
+        if requests.len() != rows {
+            return Err(RunError::Reductions { got: requests.len(), rows });
+        }
+        reduced.resize_with(rows, Reduced::default);
+        let missing = self.reduce_on_device(requests, reduced).map_err(Failure::from)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let logits = self.logits()?;
+        let width = logits.len() / rows;
+        for row in missing {
+            let logits = &logits[row * width..(row + 1) * width];
+            reduction::reduce(logits, &requests[row], &mut reduced[row]);
+        }
+        Ok(())
     }
 
     fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {

@@ -169,9 +169,9 @@ impl Stream {
         self.synchronize()
     }
 
-    /// Copies the first `bytes` bytes of page-locked memory to the start of a buffer without waiting.
+    /// Copies the first `bytes` bytes of page-locked memory into a buffer from byte `at` on, without waiting.
     ///
-    /// The caller must not write `from` before the stream is synchronized; the copy would see it.
+    /// The caller must neither write nor drop `from` before the copy is done; the copy would see it.
     ///
     /// # Errors
     /// As [`Stream::upload`].
@@ -180,10 +180,11 @@ impl Stream {
         from: &HostBuffer,
         bytes: usize,
         to: &DeviceBuffer,
+        at: usize,
     ) -> Result<(), CudaError> {
         let bytes = &from[..bytes.min(from.len())];
-        let address = place(to, &(0..bytes.len()))?;
-        // SAFETY: the range lies in the buffer; the session that owns both synchronizes before it drops or writes them.
+        let address = place(to, &(at..at.saturating_add(bytes.len())))?;
+        // SAFETY: the range lies in the buffer; the caller keeps both until the copy is done.
         unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
             .map_err(|error| driver_error("copying to the device", error))
     }
@@ -237,6 +238,15 @@ pub struct Event {
 }
 
 impl Event {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// What went wrong before it.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        // SAFETY: the event was recorded.
+        unsafe { result::event::synchronize(self.event) }.map_err(|error| driver_error("running", error))
+    }
+
     /// Seconds from this moment to a later one; waits for it.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use mantissa_ops::{Limits, Plan, RunError, ValueId};
 
 use crate::device::{Device, DeviceBuffer, Stream};
 use crate::error::CudaError;
-use crate::session::saturating_sum;
+use crate::needs::saturating_sum;
 
 /// All values of a session.
 #[derive(Debug)]

@@ -1,20 +1,21 @@
 //! Weights on the device: matrices row by row in the policy's format, vectors decoded to f32.
 
-use mantissa_numerics::{Format, decode_slice};
+use mantissa_numerics::Format;
 use mantissa_ops::backend::{LoadReport, OverflowRule, PrepareError, Progress};
-use mantissa_ops::load::{load_weight, stored_bytes};
+use mantissa_ops::load::{find_parts, stored_bytes};
 use mantissa_ops::program::{WeightKind, WeightSpec};
-use mantissa_ops::{Plan, SourceError, TensorSource, WeightId};
+use mantissa_ops::{Plan, TensorSource, WeightId};
 
 use crate::device::{Device, DeviceBuffer, Stream};
-use crate::error::{CudaError, prepare_error};
-use crate::session::saturating_sum;
+use crate::error::prepare_error;
+use crate::needs::saturating_sum;
+use crate::upload::{Upload, WeightRows};
 use crate::values::row_stride;
 
 /// A weight: `[rows][stride]`, of which `columns` count and the others are zero; a vector is one row of f32.
 #[derive(Debug)]
 pub(crate) struct Weight {
-    buffer: DeviceBuffer,
+    pub buffer: DeviceBuffer,
     pub rows: usize,
     pub columns: usize,
     pub stride: usize,
@@ -23,6 +24,20 @@ pub(crate) struct Weight {
 impl Weight {
     pub fn address(&self) -> u64 {
         self.buffer.address()
+    }
+
+    /// Memory for a weight.
+    fn new(spec: &WeightSpec, format: Format, device: &Device) -> Result<Weight, PrepareError> {
+        let buffer = device
+            .allocate(device_bytes(spec, format), &spec.name)
+            .map_err(|error| prepare_error(&spec.name, error))?;
+        let (rows, columns, stride) = match spec.kind {
+            WeightKind::Vector => (1, spec.len(), spec.len()),
+            WeightKind::Matrix | WeightKind::GateUp => {
+                (spec.rows, spec.columns, row_stride(spec.columns, format))
+            }
+        };
+        Ok(Weight { buffer, rows, columns, stride })
     }
 }
 
@@ -63,16 +78,17 @@ impl Weights {
         let format = plan.policy.weights();
         let specs = &plan.program.weights;
         let total = specs.iter().map(|spec| stored_bytes(spec, loader.source)).sum::<Result<u64, _>>()?;
+        // Whatever is missing or of another shape shows before anything is read.
+        let parts = specs.iter().map(|spec| find_parts(spec, loader.source)).collect::<Result<Vec<_>, _>>()?;
+        let weights = specs
+            .iter()
+            .map(|spec| Weight::new(spec, format, loader.device))
+            .collect::<Result<Vec<_>, _>>()?;
+        let rows = specs.iter().zip(&weights).zip(&parts);
+        let rows: Vec<_> =
+            rows.map(|((spec, weight), parts)| WeightRows { spec, weight, parts }).collect();
         loader.progress.start(total);
-        let mut weights = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let before = report.bytes_read;
-            weights.push(loader.load(spec, format, report)?);
-            for part in &spec.parts {
-                loader.source.release(&part.tensor);
-            }
-            loader.progress.advance(report.bytes_read - before);
-        }
+        Upload { loader, format, weights: &rows }.run(report)?;
         loader.progress.finish();
         Ok(Weights { weights })
     }
@@ -83,41 +99,5 @@ impl Weights {
 
     pub fn bytes(&self) -> u64 {
         self.weights.iter().map(|weight| weight.buffer.bytes() as u64).sum()
-    }
-}
-
-impl Loader<'_> {
-    fn load(
-        &self,
-        spec: &WeightSpec,
-        format: Format,
-        report: &mut LoadReport,
-    ) -> Result<Weight, PrepareError> {
-        let stored = load_weight(spec, format, self.source, self.overflow, report)?;
-        let failed = |error: CudaError| prepare_error(&spec.name, error);
-        let buffer = self.device.allocate(device_bytes(spec, format), &spec.name).map_err(failed)?;
-        let (rows, columns) = match spec.kind {
-            WeightKind::Vector => (1, spec.len()),
-            WeightKind::Matrix | WeightKind::GateUp => (spec.rows, spec.columns),
-        };
-        if spec.kind == WeightKind::Vector {
-            let mut decoded = vec![0.0_f32; spec.len()];
-            decode_slice(&stored, format, &mut decoded)
-                .map_err(|error| SourceError { message: format!("{}: {error}", spec.name) })?;
-            self.stream.upload(bytemuck::cast_slice(&decoded), &buffer, 0).map_err(failed)?;
-            return Ok(Weight { buffer, rows, columns, stride: columns });
-        }
-        let stride = row_stride(columns, format);
-        if stride == columns {
-            self.stream.upload(&stored, &buffer, 0).map_err(failed)?;
-        } else {
-            let (row, padded) = (columns * format.bytes(), stride * format.bytes());
-            let mut rows_padded = vec![0; padded * rows];
-            for (stored, padded) in stored.chunks_exact(row).zip(rows_padded.chunks_exact_mut(padded)) {
-                padded[..row].copy_from_slice(stored);
-            }
-            self.stream.upload(&rows_padded, &buffer, 0).map_err(failed)?;
-        }
-        Ok(Weight { buffer, rows, columns, stride })
     }
 }

@@ -29,7 +29,7 @@ const WEIGHTS: [(usize, usize); 3] = [(896, 896), (16_384, 4_864), (1_000, 1_001
 const MOST_ROWS: usize = 4_096;
 
 /// Widths at which every variant of softmax is chosen.
-const SOFTMAX_WIDTHS: [usize; 9] = [8, 256, 512, 1_024, 2_048, 4_096, 8_192, 9_000, 64];
+const SOFTMAX_WIDTHS: [usize; 9] = [8, 256, 512, 1_024, 2_048, 4_096, 8_192, 9_000, 128];
 
 /// What differs between devices as far as choices depend on it: one like the RTX 40 series, and an H200.
 const DEVICES: [Capabilities; 2] = [

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mantissa_ops::backend::{OverflowRule, Progress};
+use mantissa_ops::reduction::Reduced;
 use mantissa_ops::{
     Backend, Batch, Limits, LoadOptions, Plan, PlanError, PrepareError, RunError, SequenceRows, Session,
     TensorSource,
@@ -10,7 +11,7 @@ use mantissa_ops::{
 
 use crate::paging::{BlockTable, PageAllocator, PageError};
 use crate::probe::{NonFinite, first_non_finite};
-use crate::sampling::{History, InvalidParam, SampleError, Sampler};
+use crate::sampling::{InvalidParam, SampleError, Sampler};
 use crate::sequence::{EndOfText, FinishReason, Request, Sequence, SequenceId, TokenEvent};
 
 /// Sizes and rules of an engine.
@@ -40,6 +41,29 @@ impl Default for EngineOptions {
             outputs: 1,
             overflow: OverflowRule::Refuse,
         }
+    }
+}
+
+impl EngineOptions {
+    /// The sizes that a session of the plan is prepared for.
+    ///
+    /// # Errors
+    /// Where the context is beyond the model's.
+    pub fn limits(&self, plan: &Plan) -> Result<Limits, EngineError> {
+        let max_context = plan.program.max_context;
+        let context = self.context.unwrap_or(max_context);
+        if context > max_context || context == 0 {
+            return Err(EngineError::Context { wanted: context, max_context });
+        }
+        let rows = self.chunk.min(context).max(self.sequences).max(1);
+        Ok(Limits {
+            rows,
+            outputs: self.outputs.max(self.sequences).min(rows),
+            sequences: self.sequences,
+            pages: self.sequences * Limits::pages_for(self.page_size, context),
+            page_size: self.page_size,
+            context,
+        })
     }
 }
 
@@ -85,6 +109,8 @@ pub struct Engine {
     sequences: Vec<(Sequence, BlockTable)>,
     next_id: u64,
     vocabulary: usize,
+    /// What became of the logits of the last batch.
+    reduced: Vec<Reduced>,
 }
 
 impl Engine {
@@ -99,26 +125,13 @@ impl Engine {
         options: &EngineOptions,
         progress: &dyn Progress,
     ) -> Result<Engine, EngineError> {
-        let max_context = plan.program.max_context;
-        let context = options.context.unwrap_or(max_context);
-        if context > max_context || context == 0 {
-            return Err(EngineError::Context { wanted: context, max_context });
-        }
         let logits = plan.program.logits().ok_or(EngineError::NoLogits)?;
         let vocabulary = plan.program.value(logits).width;
-        let rows = options.chunk.min(context).max(options.sequences).max(1);
-        let limits = Limits {
-            rows,
-            outputs: options.outputs.max(options.sequences).min(rows),
-            sequences: options.sequences,
-            pages: options.sequences * Limits::pages_for(options.page_size, context),
-            page_size: options.page_size,
-            context,
-        };
+        let limits = options.limits(&plan)?;
         let load = LoadOptions { limits, overflow: options.overflow };
         let session = backend.prepare(plan, source, &load, progress)?;
         let allocator = PageAllocator::new(limits.page_size, limits.pages)?;
-        Ok(Engine { session, allocator, sequences: Vec::new(), next_id: 0, vocabulary })
+        Ok(Engine { session, allocator, sequences: Vec::new(), next_id: 0, vocabulary, reduced: Vec::new() })
     }
 
     /// The prepared session.
@@ -233,8 +246,9 @@ impl Engine {
         if schedule.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = self.run(&schedule)?;
-        self.collect(&schedule, &rows)
+        self.session.run(&batch_parts(&self.sequences, &schedule).batch())?;
+        self.reduce(&schedule)?;
+        self.collect(&schedule)
     }
 
     fn rope_set(&self, length: usize) -> usize {
@@ -270,53 +284,46 @@ impl Engine {
         Ok(shares)
     }
 
-    /// Runs the shares and returns, for each, the row of the logits, where it has one.
-    fn run(&mut self, schedule: &[Share]) -> Result<Vec<Option<usize>>, EngineError> {
-        let mut parts = BatchParts::default();
-        let mut logits_rows = Vec::new();
-        for share in schedule {
-            let (sequence, table) = &self.sequences[share.index];
-            let start = parts.tokens.len();
-            let range = sequence.cached..sequence.cached + share.rows;
-            parts.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
-            parts.positions.extend(range.map(|position| position as u32));
-            parts.sequences.push(SequenceRows {
-                rows: start..start + share.rows,
-                block_table: table.pages(),
-                rope_set: sequence.rope_set,
-            });
-            logits_rows.push(share.samples.then_some(parts.outputs.len()));
-            if share.samples {
-                parts.outputs.push((start + share.rows - 1) as u32);
-            }
+    /// Reduces the logits of the batch that was run to what the samplers need of them.
+    fn reduce(&mut self, schedule: &[Share]) -> Result<(), EngineError> {
+        let samples = || schedule.iter().filter(|share| share.samples);
+        for share in samples() {
+            let (sequence, _) = &mut self.sequences[share.index];
+            sequence.prepare_sampler(self.vocabulary)?;
         }
-        let batch = parts.batch();
-        self.session.run(&batch)?;
-        if self.session.logits().iter().any(|logit| !logit.is_finite()) {
-            return Err(match first_non_finite(&mut *self.session, &batch)? {
-                Some(found) => EngineError::NonFinite(found),
-                None => EngineError::NonFinite(NonFinite::vanished()),
-            });
+        let requests: Vec<_> =
+            samples().map(|share| self.sequences[share.index].0.sampler.request()).collect();
+        if requests.is_empty() {
+            return Ok(());
         }
-        Ok(logits_rows)
+        self.session.reduce(&requests, &mut self.reduced)?;
+        if self.reduced.iter().any(|row| row.not_finite > 0) {
+            let parts = batch_parts(&self.sequences, schedule);
+            let found = first_non_finite(&mut *self.session, &parts.batch())?;
+            return Err(EngineError::NonFinite(found.unwrap_or_else(NonFinite::vanished)));
+        }
+        Ok(())
     }
 
-    /// Samples from the logits and removes the sequences that ended.
-    fn collect(
-        &mut self,
-        schedule: &[Share],
-        rows: &[Option<usize>],
-    ) -> Result<Vec<TokenEvent>, EngineError> {
+    /// Samples from what the logits were reduced to, and removes the sequences that ended.
+    fn collect(&mut self, schedule: &[Share]) -> Result<Vec<TokenEvent>, EngineError> {
         let context = self.session.limits().context;
         let mut events = Vec::new();
-        for (share, row) in schedule.iter().zip(rows) {
+        let mut row = 0;
+        for share in schedule {
             let (sequence, _) = &mut self.sequences[share.index];
             sequence.cached += share.rows;
-            let Some(row) = row else { continue };
-            let logits = &self.session.logits()[row * self.vocabulary..(row + 1) * self.vocabulary];
-            let (prompt, generated) = sequence.tokens.split_at(sequence.prompt_length);
-            let history = History { prompt, generated };
-            let sampled = sequence.sampler.sample(logits, history)?;
+            if !share.samples {
+                continue;
+            }
+            let sampled = match sequence.sampler.choose(&self.reduced[row]) {
+                Some(sampled) => sampled,
+                None => {
+                    let logits = &self.session.logits()?[row * self.vocabulary..][..self.vocabulary];
+                    sequence.sample(logits)?
+                }
+            };
+            row += 1;
             sequence.tokens.push(sampled.token);
             let finish = if sequence.end_ids.contains(&sampled.token) {
                 Some(FinishReason::Stop)
@@ -353,6 +360,27 @@ struct Share {
     rows: usize,
     /// Whether its last row's logits are sampled.
     samples: bool,
+}
+
+/// The batch of a schedule.
+fn batch_parts<'a>(sequences: &'a [(Sequence, BlockTable)], schedule: &[Share]) -> BatchParts<'a> {
+    let mut parts = BatchParts::default();
+    for share in schedule {
+        let (sequence, table) = &sequences[share.index];
+        let start = parts.tokens.len();
+        let range = sequence.cached..sequence.cached + share.rows;
+        parts.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
+        parts.positions.extend(range.map(|position| position as u32));
+        parts.sequences.push(SequenceRows {
+            rows: start..start + share.rows,
+            block_table: table.pages(),
+            rope_set: sequence.rope_set,
+        });
+        if share.samples {
+            parts.outputs.push((start + share.rows - 1) as u32);
+        }
+    }
+    parts
 }
 
 /// The owned pieces of a [`Batch`].

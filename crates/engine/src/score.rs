@@ -103,7 +103,7 @@ impl Engine {
                     scoring.run(chunk, Some(&mut keeper))?;
                 }
             }
-            scores.logits.extend_from_slice(scoring.engine.session().logits());
+            scores.logits.extend_from_slice(scoring.engine.idle_session()?.0.logits()?);
         }
         Ok(scores)
     }
@@ -119,7 +119,8 @@ impl Scoring<'_> {
             let positions = chunk.start.max(self.wanted.start)..chunk.end;
             self.run(chunk, None)?;
             if !positions.is_empty() {
-                return Ok(Some(ScoredRows { positions, logits: self.engine.session().logits() }));
+                let logits = self.engine.idle_session()?.0.logits()?;
+                return Ok(Some(ScoredRows { positions, logits }));
             }
         }
         Ok(None)
@@ -153,7 +154,7 @@ impl Scoring<'_> {
             None => session.run(&batch)?,
             Some(observer) => session.run_observed(&batch, observer)?,
         }
-        if session.logits().iter().any(|logit| !logit.is_finite()) {
+        if session.logits()?.iter().any(|logit| !logit.is_finite()) {
             let found = first_non_finite(session, &batch)?;
             return Err(EngineError::NonFinite(found.unwrap_or_else(NonFinite::vanished)));
         }

@@ -1,6 +1,6 @@
 //! One sequence: its tokens, what of it is in the cache, and how it ends.
 
-use crate::sampling::{Sampler, SamplingParams};
+use crate::sampling::{History, SampleError, Sampled, Sampler, SamplingParams};
 
 /// Names a sequence of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +78,18 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_length
+    }
+
+    /// Has the sampler count what was generated so far; see [`Sampler::prepare`].
+    pub fn prepare_sampler(&mut self, vocabulary: usize) -> Result<(), SampleError> {
+        let (prompt, generated) = self.tokens.split_at(self.prompt_length);
+        self.sampler.prepare(History { prompt, generated }, vocabulary)
+    }
+
+    /// Chooses the next token by a whole row of logits.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled, SampleError> {
+        let (prompt, generated) = self.tokens.split_at(self.prompt_length);
+        self.sampler.sample(logits, History { prompt, generated })
     }
 
     /// Tokens still to be run before the next one can be sampled.

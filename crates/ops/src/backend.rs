@@ -7,9 +7,11 @@ use mantissa_numerics::Format;
 use mantissa_numerics::contract::OpContract;
 
 use crate::batch::{Batch, BatchError, Limits};
+use crate::ceilings::{CeilingError, Ceilings};
 use crate::op::Op;
 use crate::plan::{Plan, ShapeClass};
 use crate::program::{Program, ValueId};
+use crate::reduction::{self, Reduced, Request};
 use crate::source::{SourceError, TensorSource};
 
 /// What a backend says of itself.
@@ -44,6 +46,24 @@ pub trait Backend: Send + Sync {
 
     /// The kernel for an op of a program. Selects and hands off; computes nothing.
     fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice;
+
+    /// What a session of the plan will hold, where the backend can say that before it prepares one.
+    ///
+    /// # Errors
+    /// Where the backend cannot run the plan at these sizes.
+    fn memory(&self, plan: &Plan, limits: &Limits) -> Result<Option<MemoryUse>, PrepareError> {
+        let _ = (plan, limits);
+        Ok(None)
+    }
+
+    /// The ceilings of the machine, with a buffer of so many bytes to read.
+    ///
+    /// # Errors
+    /// Where there is not that much memory, or nothing to measure.
+    fn ceilings(&self, bytes: usize) -> Result<Box<dyn Ceilings + '_>, CeilingError> {
+        let _ = bytes;
+        Err(CeilingError::None { backend: self.info().name })
+    }
 
     /// Loads and packs the weights, allocates everything, and makes the plan ready to run.
     ///
@@ -195,6 +215,8 @@ pub enum RunError {
     NotRepresentable { value: String, number: f32, format: Format },
     #[error("page {page} is outside the cache of {pages} pages")]
     Page { page: u32, pages: usize },
+    #[error("{got} rows of logits are to be reduced, but the last run gave {rows}")]
+    Reductions { got: usize, rows: usize },
     #[error("step {step}: {message}")]
     Kernel { step: String, message: String },
 }
@@ -229,7 +251,13 @@ pub trait Session: Send + ValueReader {
     /// Bytes held.
     fn memory(&self) -> MemoryUse;
 
-    /// Runs all steps on the batch.
+    /// Bytes of a device's own memory that the session has taken since before it was prepared, at their peak, as the
+    /// driver counts them; nothing where the backend computes in the memory of the process.
+    fn device_memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Runs all steps on the batch. What goes wrong on a device may not show before results are asked for.
     ///
     /// # Errors
     /// Where the batch does not fit the limits.
@@ -242,7 +270,20 @@ pub trait Session: Send + ValueReader {
     fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError>;
 
     /// Logits of the last run, `[outputs, vocabulary]`; empty where the program computes none.
-    fn logits(&self) -> &[f32];
+    ///
+    /// # Errors
+    /// Where the run failed on the device, or its logits cannot be fetched.
+    fn logits(&mut self) -> Result<&[f32], RunError>;
+
+    /// Reduces the logits of the last run, one request for each of its outputs, to one entry of `reduced` each. The
+    /// results are those of [`reduction::reduce`], bit for bit; a device need not hand its logits over for them.
+    ///
+    /// # Errors
+    /// Where there are not as many requests as outputs, and as [`Session::logits`].
+    fn reduce(&mut self, requests: &[Request<'_>], reduced: &mut Vec<Reduced>) -> Result<(), RunError> {
+        let width = self.plan().program.logits().map_or(0, |value| self.plan().program.value(value).width);
+        reduction::reduce_rows(self.logits()?, width, requests, reduced)
+    }
 
     /// Sets the first rows of a value, for programs whose inputs are not tokens. The numbers must be representable.
     ///

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod batch;
 pub mod builder;
+pub mod ceilings;
 pub mod conformance;
 pub mod cost;
 pub mod load;
@@ -10,6 +11,7 @@ pub mod matrix;
 pub mod op;
 pub mod plan;
 pub mod program;
+pub mod reduction;
 pub mod reference;
 pub mod rope;
 pub mod source;
@@ -21,6 +23,7 @@ pub use backend::{
 };
 pub use batch::{Batch, Limits, SequenceRows};
 pub use builder::ProgramBuilder;
+pub use ceilings::{CeilingError, Ceilings};
 pub use op::Op;
 pub use plan::{Plan, PlanError, ShapeClass, Step};
 pub use program::{Program, ValueId, WeightId};

@@ -1,6 +1,8 @@
 //! Loads a weight row by row into the policy's format: what every backend must check and report, for those that do
 //! not pack from the checkpoint directly.
 
+use std::ops::Range;
+
 use mantissa_numerics::Format;
 use mantissa_numerics::convert::slice::{ConvertError, convert_slice};
 use mantissa_numerics::convert::{ConversionStats, Overflow};
@@ -25,31 +27,133 @@ pub fn load_weight(
     overflow: OverflowRule,
     report: &mut LoadReport,
 ) -> Result<Vec<u8>, PrepareError> {
+    let parts = find_parts(spec, source)?;
+    let row_bytes = format.bytes_for(spec.columns).unwrap_or(usize::MAX);
+    let mut bytes = filled(0, row_bytes.saturating_mul(spec.rows), &spec.name)?;
+    let mut rest = bytes.as_mut_slice();
+    for part in &parts {
+        let (rows, after) = std::mem::take(&mut rest).split_at_mut(row_bytes * part.rows());
+        rest = after;
+        let stats = part.convert(0..part.rows(), rows, format, overflow)?;
+        part.check(&stats, format, overflow, report)?;
+    }
+    Ok(bytes)
+}
+
+/// Looks up all parts of a weight, in the order of its rows.
+///
+/// # Errors
+/// [`PrepareError`] where a tensor is missing, has another shape or does not lie row by row, or the rows of all of them
+/// are not those of the weight.
+pub fn find_parts<'a>(
+    spec: &'a WeightSpec,
+    source: &'a dyn TensorSource,
+) -> Result<Vec<FoundPart<'a>>, PrepareError> {
     let stacked: usize = spec.parts.iter().map(|part| part.rows.len()).sum();
     if stacked != spec.rows {
         let (wanted, got) = (vec![spec.rows, spec.columns], vec![stacked, spec.columns]);
         return Err(PrepareError::Shape { tensor: spec.name.clone(), wanted, got });
     }
-    let row_bytes = format.bytes_for(spec.columns).unwrap_or(usize::MAX);
-    let mut bytes = filled(0, row_bytes.saturating_mul(spec.rows), &spec.name)?;
-    let mut rest = bytes.as_mut_slice();
-    for part in &spec.parts {
-        let (rows, after) = std::mem::take(&mut rest).split_at_mut(row_bytes * part.rows.len());
-        rest = after;
+    spec.parts.iter().map(|part| FoundPart::find(spec, part, source)).collect()
+}
+
+/// A part of a weight that was found in the checkpoint in the shape that it should have.
+#[derive(Clone, Debug)]
+pub struct FoundPart<'a> {
+    spec: &'a WeightSpec,
+    part: &'a WeightPart,
+    format: Format,
+    bytes: &'a [u8],
+    order: RowOrder,
+}
+
+impl<'a> FoundPart<'a> {
+    fn find(
+        spec: &'a WeightSpec,
+        part: &'a WeightPart,
+        source: &'a dyn TensorSource,
+    ) -> Result<FoundPart<'a>, PrepareError> {
         let view = source.tensor(&part.tensor)?;
         check_shape(spec, part, &view)?;
         let order = checked_order(source.row_order(&part.tensor), part)?;
-        let stats = convert_part(part, &view, order, Target { bytes: rows, format, overflow })?;
-        check_values(spec, part, &stats, Formats { from: view.format(), to: format }, overflow)?;
-        report.bytes_read += (view.len() / part.tensor_rows * part.rows.len() * view.format().bytes()) as u64;
-        if view.format() != format {
-            record(
-                report,
-                Conversion { tensor: part.tensor.clone(), from: view.format(), to: format, stats },
-            );
-        }
+        let scattered = || unreadable(part, "its values do not lie row by row");
+        let bytes = view.as_bytes().ok_or_else(scattered)?;
+        Ok(FoundPart { spec, part, format: view.format(), bytes, order })
     }
-    Ok(bytes)
+
+    /// How many rows it has.
+    pub fn rows(&self) -> usize {
+        self.part.rows.len()
+    }
+
+    /// Values of a row.
+    pub fn columns(&self) -> usize {
+        self.spec.columns
+    }
+
+    /// Bytes of one row as it is stored.
+    pub fn stored_row(&self) -> usize {
+        self.bytes.len() / self.part.tensor_rows
+    }
+
+    /// Converts some rows of the part, counted from its first, into as many rows of `format`, one after the other.
+    ///
+    /// # Errors
+    /// Where a value has no counterpart at all in `format`, or `out` is of another length.
+    pub fn convert(
+        &self,
+        rows: Range<usize>,
+        out: &mut [u8],
+        format: Format,
+        overflow: OverflowRule,
+    ) -> Result<ConversionStats, PrepareError> {
+        let overflow = match overflow {
+            OverflowRule::Refuse => Overflow::Infinity,
+            OverflowRule::Saturate => Overflow::Saturate,
+        };
+        let convert = |stored: &[u8], out: &mut [u8]| {
+            convert_slice(stored, self.format, out, format, overflow)
+                .map_err(|error: ConvertError| unreadable(self.part, &error.to_string()))
+        };
+        let stored_row = self.stored_row();
+        let first = self.part.rows.start;
+        if self.order == RowOrder::AsStored {
+            let stored = (first + rows.start) * stored_row..(first + rows.end) * stored_row;
+            return Ok(convert(&self.bytes[stored], out)?);
+        }
+        let mut stats = ConversionStats::default();
+        let out_row = out.len().checked_div(rows.len()).unwrap_or(0).max(1);
+        for (row, out) in rows.zip(out.chunks_exact_mut(out_row)) {
+            let from = self.order.stored_row(first + row, self.part.tensor_rows) * stored_row;
+            stats.merge(&convert(&self.bytes[from..from + stored_row], out)?);
+        }
+        Ok(stats)
+    }
+
+    /// Checks what converting all of its rows met, and adds it to the report.
+    ///
+    /// # Errors
+    /// As [`check_values`].
+    pub fn check(
+        &self,
+        stats: &ConversionStats,
+        format: Format,
+        overflow: OverflowRule,
+        report: &mut LoadReport,
+    ) -> Result<(), PrepareError> {
+        let FoundPart { spec, part, format: from, .. } = *self;
+        check_values(spec, part, stats, Formats { from, to: format }, overflow)?;
+        report.bytes_read += (self.stored_row() * part.rows.len()) as u64;
+        if from != format {
+            let conversion = Conversion { tensor: part.tensor.clone(), from, to: format, stats: *stats };
+            record(report, conversion);
+        }
+        Ok(())
+    }
+}
+
+fn unreadable(part: &WeightPart, message: &str) -> SourceError {
+    SourceError { message: format!("tensor {}: {message}", part.tensor) }
 }
 
 /// Memory filled with `value`, or an error where there is not that much.
@@ -95,42 +199,6 @@ pub fn checked_order(order: RowOrder, part: &WeightPart) -> Result<RowOrder, Pre
         }
         order => Ok(order),
     }
-}
-
-struct Target<'a> {
-    bytes: &'a mut [u8],
-    format: Format,
-    overflow: OverflowRule,
-}
-
-fn convert_part(
-    part: &WeightPart,
-    view: &View<'_>,
-    order: RowOrder,
-    target: Target<'_>,
-) -> Result<ConversionStats, PrepareError> {
-    let unreadable = |message: String| SourceError { message: format!("tensor {}: {message}", part.tensor) };
-    let bytes = view.as_bytes().ok_or_else(|| unreadable("its values do not lie row by row".into()))?;
-    let overflow = match target.overflow {
-        OverflowRule::Refuse => Overflow::Infinity,
-        OverflowRule::Saturate => Overflow::Saturate,
-    };
-    let stored_row = bytes.len() / part.tensor_rows;
-    let convert = |stored: &[u8], out: &mut [u8]| {
-        convert_slice(stored, view.format(), out, target.format, overflow)
-            .map_err(|error: ConvertError| unreadable(error.to_string()))
-    };
-    if order == RowOrder::AsStored {
-        let stored = &bytes[part.rows.start * stored_row..part.rows.end * stored_row];
-        return Ok(convert(stored, target.bytes)?);
-    }
-    let mut stats = ConversionStats::default();
-    let out_row = target.bytes.len().checked_div(part.rows.len()).unwrap_or(0).max(1);
-    for (row, out) in part.rows.clone().zip(target.bytes.chunks_exact_mut(out_row)) {
-        let from = order.stored_row(row, part.tensor_rows) * stored_row;
-        stats.merge(&convert(&bytes[from..from + stored_row], out)?);
-    }
-    Ok(stats)
 }
 
 /// A conversion's formats.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mantissa_numerics::Format;
-use mantissa_numerics::contract::{CacheFormat, OpContract, Unsupported, look_up};
+use mantissa_numerics::contract::{CacheFormat, OpContract, Order, Unsupported, look_up};
 use mantissa_numerics::policy::PrecisionPolicy;
 
 use crate::backend::{Backend, BackendInfo, KernelChoice, MemoryUse};
@@ -87,6 +87,26 @@ pub struct PlanError {
     pub unsupported: Vec<Unsupported>,
 }
 
+/// Steps of a plan whose rows may have other numbers in other batches, where that is not wanted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the numbers of a row would depend on what else is in its batch:\n{}\nproducts of the backend's own (matmul backend \
+     own or auto) do not depend on it",
+    dependent_lines(.steps)
+)]
+pub struct BatchDependent {
+    /// The first step of each contract that does not state its order, and how many more there are.
+    pub steps: Vec<(String, OpContract, usize)>,
+}
+
+fn dependent_lines(steps: &[(String, OpContract, usize)]) -> String {
+    let line = |(name, contract, more): &(String, OpContract, usize)| {
+        let more = if *more == 0 { String::new() } else { format!(", and {more} more like it") };
+        format!("  {name}: {} {contract}{more}", contract.query.family)
+    };
+    steps.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 fn lines(unsupported: &[Unsupported]) -> String {
     unsupported.iter().map(|entry| format!("  {entry}")).collect::<Vec<_>>().join("\n")
 }
@@ -130,6 +150,21 @@ impl Plan {
         } else {
             Err(PlanError { unsupported })
         }
+    }
+
+    /// Refuses a plan in which a row may have other numbers in another batch.
+    ///
+    /// # Errors
+    /// [`BatchDependent`] names the steps.
+    pub fn check_batch_invariance(&self) -> Result<(), BatchDependent> {
+        let mut steps: Vec<(String, OpContract, usize)> = Vec::new();
+        for step in self.steps.iter().filter(|step| step.contract.order == Order::Library) {
+            match steps.iter_mut().find(|(_, contract, _)| *contract == step.contract) {
+                Some((_, _, more)) => *more += 1,
+                None => steps.push((step.name.clone(), step.contract.clone(), 0)),
+            }
+        }
+        if steps.is_empty() { Ok(()) } else { Err(BatchDependent { steps }) }
     }
 
     /// Format of a value.

@@ -17,6 +17,7 @@ pub mod norm;
 pub mod products;
 pub mod qkv;
 pub mod rope;
+pub mod sampling;
 pub mod sdpa;
 pub mod softmax;
 

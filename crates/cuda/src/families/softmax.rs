@@ -74,8 +74,6 @@ pub struct Preferences {
 
 /// Numbers of a row that a thread has registers for.
 const MOST_VALUES: u32 = 64;
-/// Numbers of a row that a thread holds before more threads share it.
-const USUAL_VALUES: u32 = 32;
 
 /// The variant for rows of `width` numbers.
 pub fn choose(activations: Format, width: usize, preferences: Preferences) -> Variant {
@@ -93,8 +91,9 @@ fn in_registers(activations: Format, width: usize, preferred: GroupPreference) -
     let packs_of = |group: u32| width.div_ceil((group * pack) as usize).max(1).next_power_of_two();
     let fits = |group: u32, values: u32| packs_of(group) <= (values / pack) as usize;
     let group = match preferred {
-        GroupPreference::Auto if fits(32, USUAL_VALUES) => 32,
-        GroupPreference::Auto if fits(64, USUAL_VALUES) => 64,
+        // As few threads as hold one pack each: more warps hide more of the memory's time.
+        GroupPreference::Auto if fits(32, pack) => 32,
+        GroupPreference::Auto if fits(64, pack) => 64,
         GroupPreference::Auto | GroupPreference::Threads128 => 128,
         GroupPreference::Threads64 => 64,
         GroupPreference::Threads32 => 32,
@@ -134,13 +133,13 @@ mod tests {
 
     #[test]
     fn the_width_decides() {
-        assert_eq!(auto(Format::Bf16, 1), Variant::Vec { group: 32, packs: 1 });
-        assert_eq!(auto(Format::Bf16, 1024), Variant::Vec { group: 32, packs: 4 });
-        assert_eq!(auto(Format::Bf16, 1025), Variant::Vec { group: 64, packs: 4 });
-        assert_eq!(auto(Format::F16, 2049), Variant::Vec { group: 128, packs: 4 });
+        assert_eq!(auto(Format::Bf16, 256), Variant::Vec { group: 32, packs: 1 });
+        assert_eq!(auto(Format::Bf16, 257), Variant::Vec { group: 64, packs: 1 });
+        assert_eq!(auto(Format::F16, 513), Variant::Vec { group: 128, packs: 1 });
         assert_eq!(auto(Format::F16, 8192), Variant::Vec { group: 128, packs: 8 });
         assert_eq!(auto(Format::F16, 8193), Variant::Block);
-        assert_eq!(auto(Format::F32, 1024), Variant::Vec { group: 32, packs: 8 });
+        assert_eq!(auto(Format::F32, 1), Variant::Vec { group: 32, packs: 1 });
+        assert_eq!(auto(Format::F32, 129), Variant::Vec { group: 64, packs: 1 });
         assert_eq!(auto(Format::F32, 8192), Variant::Vec { group: 128, packs: 16 });
         assert_eq!(auto(Format::F32, 8193), Variant::Block);
     }

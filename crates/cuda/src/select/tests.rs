@@ -214,10 +214,18 @@ fn a_library_shows_in_the_contract_and_in_the_kernels_that_are_loaded() {
         plan.steps.iter().filter(|step| order(&step.contract)).map(|step| step.name.as_str()).collect()
     };
     assert_eq!(of(|contract| contract.order == Order::Library), ["qkv", "attention_output", "ffn", "logits"]);
+    let refusal = plan.check_batch_invariance().unwrap_err().to_string();
+    assert!(
+        refusal.contains("\n  attention_output: matmul bf16xbf16>bf16 mma-k16/f32 library\n"),
+        "{refusal}"
+    );
+    assert!(refusal.contains("matmul backend own"), "{refusal}");
     let kernels = required(&plan, &planner.chooser);
     assert!(kernels.contains(&library::gather_spec()));
     let own = Planner::new(&devices()[1], Preferences::default());
-    let kernels = required(&own.plan(Preset::Bf16.policy()), &own.chooser);
+    let plan = own.plan(Preset::Bf16.policy());
+    assert_eq!(plan.check_batch_invariance(), Ok(()));
+    let kernels = required(&plan, &own.chooser);
     assert!(!kernels.contains(&library::gather_spec()));
 }
 

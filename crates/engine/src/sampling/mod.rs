@@ -17,12 +17,13 @@
 //! the number of logits alone. Exponential and logarithm are this module's own and use only operations that IEEE 754
 //! rounds exactly, where those of the system's library differ between platforms. Equal logits rank by id, lowest
 //! first. So logits, parameters, seed and history determine the token everywhere.
+//!
+//! A sampler needs little of a row of logits: [`Sampler::request`] says what, the session the row is from reduces it to
+//! that (on a GPU without bringing the row to the host), and [`Sampler::choose`] finds the token.
 
-mod math;
 mod params;
 mod penalties;
 mod sampler;
-mod select;
 
 pub use params::{InvalidParam, SamplingOptions, SamplingParams};
 pub use penalties::History;

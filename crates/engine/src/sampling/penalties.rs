@@ -2,7 +2,9 @@
 
 use std::mem;
 
-use super::{SampleError, SamplingParams};
+use mantissa_ops::reduction::Seen;
+
+use super::SampleError;
 
 /// The tokens of a sequence so far.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,145 +30,87 @@ fn last(tokens: &[u32], count: usize) -> &[u32] {
 
 /// Counts tokens without hashing or sorting; its cost is that of the tokens counted, not of the vocabulary.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Penalties {
+pub(super) struct Counter {
     /// By token: 0 if not seen, else 1 + the times it was generated. All 0 between calls.
-    seen: Vec<u32>,
-    /// The tokens that are not 0 in `seen`. Empty between calls.
-    touched: Vec<u32>,
+    times: Vec<u32>,
+    seen: Vec<Seen>,
 }
 
-impl Penalties {
-    /// Applies repetition, then frequency and presence penalty to `logits`, in f32. A finite logit stays finite.
-    pub(super) fn apply(
+impl Counter {
+    /// Counts the latest `window` tokens of a history, of a vocabulary of this size.
+    pub(super) fn count(
         &mut self,
-        params: &SamplingParams,
         history: History<'_>,
-        logits: &mut [f32],
+        window: Option<usize>,
+        vocabulary: usize,
     ) -> Result<(), SampleError> {
-        let History { prompt, generated } = history.latest(params.penalty_window);
-        let vocabulary = logits.len();
+        let History { prompt, generated } = history.latest(window);
         if let Some(&token) = prompt.iter().chain(generated).find(|&&token| token as usize >= vocabulary) {
             return Err(SampleError::HistoryToken { token, vocabulary });
         }
-        if self.seen.len() < vocabulary {
-            self.seen.resize(vocabulary, 0);
+        if self.times.len() < vocabulary {
+            self.times.resize(vocabulary, 0);
         }
+        self.seen.clear();
         for (tokens, generated) in [(prompt, 0), (generated, 1)] {
             for &token in tokens {
-                let seen = &mut self.seen[token as usize];
-                if *seen == 0 {
-                    *seen = 1;
-                    self.touched.push(token);
+                let times = &mut self.times[token as usize];
+                if *times == 0 {
+                    *times = 1;
+                    self.seen.push(Seen { token, generated: 0 });
                 }
-                *seen = seen.saturating_add(generated);
+                *times = times.saturating_add(generated);
             }
         }
-        for token in self.touched.drain(..) {
-            let times_generated = mem::take(&mut self.seen[token as usize]) - 1;
-            let logit = &mut logits[token as usize];
-            *logit = penalise(params, *logit, times_generated);
+        for seen in &mut self.seen {
+            seen.generated = mem::take(&mut self.times[seen.token as usize]) - 1;
         }
         Ok(())
     }
-}
 
-fn penalise(params: &SamplingParams, logit: f32, times_generated: u32) -> f32 {
-    // Minus infinity says "never", and no negative penalty may change that.
-    if logit == f32::NEG_INFINITY {
-        return logit;
+    /// The tokens counted last, each once, in the order in which they came first.
+    pub(super) fn seen(&self) -> &[Seen] {
+        &self.seen
     }
-    let penalty = params.repetition_penalty;
-    let mut penalised = if logit > 0.0 { logit / penalty } else { logit * penalty };
-    if times_generated > 0 {
-        penalised -= params.frequency_penalty * times_generated as f32;
-        penalised -= params.presence_penalty;
-    }
-    // An extreme repetition penalty may leave the range of f32.
-    penalised.clamp(f32::MIN, f32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LOGITS: [f32; 6] = [2.0, -2.0, 4.0, -4.0, 0.0, f32::NEG_INFINITY];
-
-    fn penalised(params: SamplingParams, prompt: &[u32], generated: &[u32]) -> [f32; 6] {
-        let mut logits = LOGITS;
-        Penalties::default()
-            .apply(&params, History { prompt, generated }, &mut logits)
-            .expect("valid tokens");
-        logits
+    fn counted(prompt: &[u32], generated: &[u32], window: Option<usize>) -> Vec<(u32, u32)> {
+        let mut counter = Counter::default();
+        counter.count(History { prompt, generated }, window, 6).expect("valid tokens");
+        counter.seen().iter().map(|seen| (seen.token, seen.generated)).collect()
     }
 
     #[test]
-    fn repetition_divides_positive_and_multiplies_negative_logits_once() {
-        let params = SamplingParams { repetition_penalty: 2.0, ..Default::default() };
-        assert_eq!(
-            penalised(params, &[0, 1, 0, 0], &[3, 4, 5, 3]),
-            [1.0, -4.0, 4.0, -8.0, 0.0, f32::NEG_INFINITY]
-        );
-    }
-
-    #[test]
-    fn presence_and_frequency_count_generated_tokens_only() {
-        let params = SamplingParams { presence_penalty: 0.5, frequency_penalty: 0.25, ..Default::default() };
-        assert_eq!(
-            penalised(params, &[0, 1, 1], &[2, 3, 2, 2, 5]),
-            [2.0, -2.0, 4.0 - 0.75 - 0.5, -4.75, 0.0, f32::NEG_INFINITY]
-        );
-    }
-
-    #[test]
-    fn all_three_together_repetition_first() {
-        let params = SamplingParams {
-            repetition_penalty: 2.0,
-            presence_penalty: 1.0,
-            frequency_penalty: -0.5,
-            ..Default::default()
-        };
-        // 4 / 2 + 2 * 0.5 - 1; -4 * 2 + 0.5 - 1; the prompt's 2 / 2 only.
-        assert_eq!(penalised(params, &[0], &[2, 3, 2]), [1.0, -2.0, 2.0, -8.5, 0.0, f32::NEG_INFINITY]);
+    fn each_token_is_counted_once_with_the_times_it_was_generated() {
+        assert_eq!(counted(&[0, 1, 0, 0], &[3, 4, 5, 3, 1], None), [(0, 0), (1, 1), (3, 2), (4, 1), (5, 1)]);
+        assert_eq!(counted(&[], &[], None), []);
     }
 
     #[test]
     fn the_window_takes_the_latest_tokens_across_prompt_and_generated() {
-        let with_window =
-            |window| SamplingParams { repetition_penalty: 2.0, penalty_window: window, ..Default::default() };
-        let (prompt, generated) = (&[0, 1], &[2, 3]);
-        assert_eq!(penalised(with_window(Some(0)), prompt, generated), LOGITS);
-        assert_eq!(penalised(with_window(Some(1)), prompt, generated)[..4], [2.0, -2.0, 4.0, -8.0]);
-        assert_eq!(penalised(with_window(Some(3)), prompt, generated)[..4], [2.0, -4.0, 2.0, -8.0]);
-        assert_eq!(
-            penalised(with_window(Some(usize::MAX)), prompt, generated),
-            penalised(with_window(None), prompt, generated)
-        );
-    }
-
-    #[test]
-    fn extreme_penalties_stay_finite() {
-        let params = SamplingParams { repetition_penalty: f32::MIN_POSITIVE, ..Default::default() };
-        assert_eq!(penalised(params, &[2], &[])[2], f32::MAX);
-        let params = SamplingParams { repetition_penalty: f32::MAX, ..Default::default() };
-        assert_eq!(penalised(params, &[3], &[])[3], f32::MIN);
+        let with_window = |window| counted(&[0, 1], &[2, 3], window);
+        assert_eq!(with_window(Some(0)), []);
+        assert_eq!(with_window(Some(1)), [(3, 1)]);
+        assert_eq!(with_window(Some(3)), [(1, 0), (2, 1), (3, 1)]);
+        assert_eq!(with_window(Some(usize::MAX)), with_window(None));
     }
 
     #[test]
     fn counters_are_clean_after_success_and_after_an_error() {
-        let params = SamplingParams { frequency_penalty: 1.0, ..Default::default() };
-        let mut penalties = Penalties::default();
-        let mut logits = LOGITS;
+        let mut counter = Counter::default();
         let bad = History { prompt: &[], generated: &[0, 6] };
         assert_eq!(
-            penalties.apply(&params, bad, &mut logits),
+            counter.count(bad, None, 6),
             Err(SampleError::HistoryToken { token: 6, vocabulary: 6 })
         );
-        assert_eq!(logits, LOGITS);
         for _ in 0..2 {
-            let mut logits = LOGITS;
             let history = History { prompt: &[], generated: &[0] };
-            assert_eq!(penalties.apply(&params, history, &mut logits), Ok(()));
-            assert_eq!(logits[..2], [1.0, -2.0]);
+            assert_eq!(counter.count(history, None, 6), Ok(()));
+            assert_eq!(counter.seen(), [Seen { token: 0, generated: 1 }]);
         }
     }
 }

@@ -1,12 +1,11 @@
 //! One row of logits to one token.
 
+use mantissa_ops::reduction::{self, Penalties, RankKey, Reduced, Request, Softmax, Wish, walk};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use thiserror::Error;
 
-use super::math::{self, BLOCK, Softmax};
-use super::penalties::Penalties;
-use super::select::{RankKey, best_ranked, token_of};
+use super::penalties::Counter;
 use super::{History, InvalidParam, SamplingParams};
 
 /// The token chosen.
@@ -78,15 +77,18 @@ pub struct Sampler {
     params: SamplingParams,
     seed: u64,
     rng: ChaCha12Rng,
+    /// Tokens that top-p looks at.
+    nucleus: usize,
+    /// Size of the vocabulary that the next request is about.
+    vocabulary: usize,
     // Buffers that outlive a call, so that a token costs no allocation.
-    penalties: Penalties,
-    penalised: Vec<f32>,
-    ranked: Vec<RankKey>,
+    counter: Counter,
     weights: Vec<f64>,
+    reduced: Reduced,
 }
 
 /// How many candidates top-p looks at first; eight times as many each time they do not suffice.
-const FIRST_NUCLEUS: usize = 256;
+const FIRST_NUCLEUS: usize = 1024;
 
 impl Sampler {
     /// A sampler for one sequence. `fallback_seed` is used where `params` names no seed; this crate never asks the
@@ -104,10 +106,11 @@ impl Sampler {
             params,
             seed,
             rng: ChaCha12Rng::from_seed(key),
-            penalties: Penalties::default(),
-            penalised: Vec::new(),
-            ranked: Vec::new(),
+            nucleus: FIRST_NUCLEUS,
+            vocabulary: 0,
+            counter: Counter::default(),
             weights: Vec::new(),
+            reduced: Reduced::default(),
         })
     }
 
@@ -127,110 +130,112 @@ impl Sampler {
     /// A logit that is NaN or plus infinity, no logit above minus infinity, or a token of `history` outside the
     /// vocabulary (only looked for if there are penalties). The sampler is as it was before.
     pub fn sample(&mut self, logits: &[f32], history: History<'_>) -> Result<Sampled, SampleError> {
-        let max = checked_max(logits)?;
-        let token = if self.params.has_penalties() {
-            let mut penalised = std::mem::take(&mut self.penalised);
-            penalised.clear();
-            penalised.extend_from_slice(logits);
-            let applied = self.penalties.apply(&self.params, history, &mut penalised);
-            let token = applied.map(|()| self.choose(&penalised, scan(&penalised).max));
-            self.penalised = penalised;
-            token?
-        } else {
-            self.choose(logits, max)
-        };
-        let log_sum = math::ln(Softmax::new(max, 1.0, 0.0).sum(logits));
-        // The sum is at least the 1 of the largest logit, so this is 0 or less.
-        let logprob = f64::from(logits[token as usize]) - f64::from(max) - log_sum;
-        Ok(Sampled { token, logprob: logprob as f32 })
-    }
-
-    /// `max` is the largest of `logits`, and finite.
-    fn choose(&mut self, logits: &[f32], max: f32) -> u32 {
-        if self.params.is_greedy() {
-            return first_at(logits, max);
-        }
-        let keeps_all = self.params.top_k == 0 || self.params.top_k as usize >= logits.len();
-        if keeps_all && self.params.top_p >= 1.0 {
-            self.draw_from_all(logits, max)
-        } else {
-            self.draw_from_best(logits, max)
-        }
-    }
-
-    /// Draws without ranking anything, in order of ids: min-p needs the largest logit only.
-    fn draw_from_all(&mut self, logits: &[f32], max: f32) -> u32 {
-        let softmax = Softmax::new(max, self.params.temperature, self.params.min_p);
-        let total = softmax.block_sums(logits, &mut self.weights);
-        let mut target = uniform(&mut self.rng) * total;
-        let block = walk(self.weights.iter().copied(), &mut target);
-        let start = block * BLOCK;
-        let weights = logits[start..].iter().take(BLOCK).map(|&logit| f64::from(softmax.weight(logit)));
-        (start + walk(weights, &mut target)) as u32
-    }
-
-    /// Ranks as many tokens as top-k and top-p need, then draws from those that they and min-p leave.
-    fn draw_from_best(&mut self, logits: &[f32], max: f32) -> u32 {
-        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
-        let softmax = Softmax::new(max, temperature, 0.0);
-        if top_k > 0 {
-            self.rank(logits, &softmax, top_k as usize);
-            let mass = f64::from(top_p) * self.weights.iter().sum::<f64>();
-            if top_p < 1.0 {
-                let nucleus = nucleus(&self.weights, mass).unwrap_or(self.weights.len());
-                self.weights.truncate(nucleus);
+        check(logits)?;
+        self.prepare(history, logits.len())?;
+        let mut reduced = std::mem::take(&mut self.reduced);
+        let sampled = loop {
+            reduction::reduce(logits, &self.request(), &mut reduced);
+            if let Some(sampled) = self.choose(&reduced) {
+                break sampled;
             }
+            self.nucleus = self.nucleus.saturating_mul(8);
+        };
+        self.nucleus = FIRST_NUCLEUS;
+        self.reduced = reduced;
+        Ok(sampled)
+    }
+
+    /// Takes note of what the next token depends on beside its row of logits, of which there is one for each token of
+    /// the vocabulary.
+    ///
+    /// # Errors
+    /// A token of `history` outside the vocabulary (only looked for if there are penalties).
+    pub fn prepare(&mut self, history: History<'_>, vocabulary: usize) -> Result<(), SampleError> {
+        self.vocabulary = vocabulary;
+        if self.params.has_penalties() {
+            self.counter.count(history, self.params.penalty_window, vocabulary)?;
+        }
+        Ok(())
+    }
+
+    /// What is to be known of the row of logits that [`Sampler::prepare`] was called for.
+    pub fn request(&self) -> Request<'_> {
+        let SamplingParams { temperature, top_p, top_k, min_p, .. } = self.params;
+        let penalties = self.params.has_penalties().then(|| Penalties {
+            repetition: self.params.repetition_penalty,
+            frequency: self.params.frequency_penalty,
+            presence: self.params.presence_penalty,
+            seen: self.counter.seen(),
+        });
+        let wish = if self.params.is_greedy() {
+            Wish::Best { count: 1 }
+        } else if self.keeps_all() {
+            // Min-p alone needs no ranks. The draw counts when its end is chosen.
+            let uniform = uniform(&mut self.rng.clone());
+            Wish::Draw { temperature, floor: min_p, uniform }
+        } else if top_k > 0 {
+            Wish::Best { count: top_k as usize }
         } else {
-            let mass = f64::from(top_p) * softmax.sum(logits);
-            let mut count = FIRST_NUCLEUS;
-            loop {
-                self.rank(logits, &softmax, count);
-                if let Some(nucleus) = nucleus(&self.weights, mass) {
-                    self.weights.truncate(nucleus);
-                    break;
-                }
-                if count >= logits.len() {
-                    break;
-                }
-                count = count.saturating_mul(8);
+            debug_assert!(top_p < 1.0, "else all would be kept");
+            Wish::Nucleus { count: self.nucleus, temperature }
+        };
+        Request { penalties, wish }
+    }
+
+    /// Whether neither top-k nor top-p cuts anything off.
+    fn keeps_all(&self) -> bool {
+        let SamplingParams { top_k, top_p, .. } = self.params;
+        (top_k == 0 || top_k as usize >= self.vocabulary) && top_p >= 1.0
+    }
+
+    /// Chooses the next token by what [`Sampler::request`] asked of its row, which has a logit above minus infinity and
+    /// none that is NaN or plus infinity. Nothing, and the sampler is as it was before, if top-p keeps more tokens than
+    /// were asked for: [`Sampler::sample`] has to look at the row itself.
+    pub fn choose(&mut self, reduced: &Reduced) -> Option<Sampled> {
+        let key = if self.params.is_greedy() {
+            *reduced.best.first()?
+        } else if self.keeps_all() {
+            uniform(&mut self.rng);
+            *reduced.best.first()?
+        } else {
+            self.draw(reduced)?
+        };
+        let before = self.params.has_penalties().then(|| {
+            let index = self.counter.seen().iter().position(|seen| seen.token == key.token());
+            index.and_then(|index| reduced.unpenalised.get(index).copied())
+        });
+        let logit = before.flatten().unwrap_or(key.logit());
+        // The sum is at least the 1 of the largest logit, so this is 0 or less.
+        let logprob = f64::from(logit) - f64::from(reduced.largest) - reduction::ln(reduced.sum);
+        Some(Sampled { token: key.token(), logprob: logprob as f32 })
+    }
+
+    /// Draws from those of the best-ranked tokens that top-p and min-p leave.
+    fn draw(&mut self, reduced: &Reduced) -> Option<RankKey> {
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        let softmax = Softmax::new(reduced.best.first()?.logit(), temperature, 0.0);
+        self.weights.clear();
+        self.weights.extend(reduced.best.iter().map(|key| f64::from(softmax.weight(key.logit()))));
+        if top_p < 1.0 {
+            let all: f64 = if top_k > 0 { self.weights.iter().sum() } else { reduced.wished_sum };
+            match nucleus(&self.weights, f64::from(top_p) * all) {
+                Some(count) => self.weights.truncate(count),
+                // Rounding may leave the sum of all short of their mass.
+                None if top_k > 0 || self.nucleus >= self.vocabulary => {}
+                None => return None,
             }
         }
         // Ranked and relative to the largest, which is 1: min-p is a cut, and leaves at least that one.
         let likely = self.weights.partition_point(|&weight| weight >= f64::from(min_p));
         self.weights.truncate(likely);
         let mut target = uniform(&mut self.rng) * self.weights.iter().sum::<f64>();
-        token_of(self.ranked[walk(self.weights.iter().copied(), &mut target)])
-    }
-
-    /// Fills `ranked` and `weights` with the `count` best-ranked tokens.
-    fn rank(&mut self, logits: &[f32], softmax: &Softmax, count: usize) {
-        best_ranked(logits, count, &mut self.ranked);
-        self.weights.clear();
-        self.weights
-            .extend(self.ranked.iter().map(|&key| f64::from(softmax.weight(logits[token_of(key) as usize]))));
+        reduced.best.get(walk(self.weights.iter().copied(), &mut target)).copied()
     }
 }
 
 /// A uniform number in [0, 1) from the upper 53 bits of one 64-bit draw.
 fn uniform(rng: &mut ChaCha12Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-}
-
-/// Index of the weight into which `target` falls when the weights lie end to end; `target` becomes the distance from
-/// that weight's beginning. Where rounding has put `target` beyond the end, it is the last weight above 0.
-/// A weight of 0 is never chosen unless all are.
-fn walk(weights: impl Iterator<Item = f64>, target: &mut f64) -> usize {
-    let mut last = 0;
-    for (index, weight) in weights.enumerate() {
-        if weight > 0.0 {
-            last = index;
-            if *target < weight {
-                return index;
-            }
-            *target -= weight;
-        }
-    }
-    last
 }
 
 /// How many of the leading weights it takes to reach `mass`, at least one; none if they do not.
@@ -243,54 +248,27 @@ fn nucleus(weights: &[f64], mass: f64) -> Option<usize> {
     reached.map(|index| index + 1)
 }
 
-/// The largest logit, which is finite.
-fn checked_max(logits: &[f32]) -> Result<f32, SampleError> {
+/// Demands that a token can be chosen.
+fn check(logits: &[f32]) -> Result<(), SampleError> {
     if logits.is_empty() {
         return Err(SampleError::Empty);
     }
     if u32::try_from(logits.len()).is_err() {
         return Err(SampleError::TooMany { got: logits.len() });
     }
-    let Scan { max, has_nan } = scan(logits);
-    if has_nan || max == f32::INFINITY {
-        let count = logits.iter().filter(|&&logit| logit.is_nan() || logit == f32::INFINITY).count();
+    let unusable = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    let count = logits.iter().filter(|logit| unusable(logit)).count();
+    if count > 0 {
         return Err(match logits.iter().position(|logit| logit.is_nan()) {
             Some(index) => SampleError::NotANumber { index, count },
-            None => SampleError::Infinite { index: first_at(logits, max) as usize, count },
+            None => {
+                let index = logits.iter().position(|&logit| logit == f32::INFINITY).unwrap_or(0);
+                SampleError::Infinite { index, count }
+            }
         });
     }
-    if max == f32::NEG_INFINITY {
+    if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
         return Err(SampleError::NothingPossible { count: logits.len() });
     }
-    Ok(max)
-}
-
-/// What one fast pass over the logits sees.
-struct Scan {
-    /// The largest that is not NaN.
-    max: f32,
-    has_nan: bool,
-}
-
-fn scan(logits: &[f32]) -> Scan {
-    // Several running maxima, as one alone would wait for itself at every step.
-    let mut largest = [f32::NEG_INFINITY; 16];
-    let mut nan = [0u32; 16];
-    let (chunks, rest) = logits.as_chunks::<16>();
-    for chunk in chunks {
-        for ((max, nan), &logit) in largest.iter_mut().zip(&mut nan).zip(chunk) {
-            *max = if logit > *max { logit } else { *max };
-            *nan |= u32::from(logit.is_nan());
-        }
-    }
-    Scan {
-        // `f32::max` passes over NaN.
-        max: largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max),
-        has_nan: nan.iter().any(|&nan| nan != 0) || rest.iter().any(|logit| logit.is_nan()),
-    }
-}
-
-/// The first token whose logit is `value`; ties go to the lowest id by this.
-fn first_at(logits: &[f32], value: f32) -> u32 {
-    logits.iter().position(|&logit| logit == value).unwrap_or(0) as u32
+    Ok(())
 }

@@ -112,7 +112,7 @@ impl Trial<'_> {
             }
             self.compare_bits(run, &results, index)?;
             if self.case.program.logits().is_some() {
-                self.compare_logits(session.as_ref(), &results, index)?;
+                self.compare_logits(session.as_mut(), &results, index)?;
             }
             all.push(results);
         }
@@ -155,18 +155,20 @@ impl Trial<'_> {
 
     fn compare_logits(
         &self,
-        session: &dyn Session,
+        session: &mut dyn Session,
         results: &[(ValueId, Vec<f32>)],
         run: usize,
     ) -> Result<(), Failure> {
         let Some(value) = self.case.program.logits() else { return Ok(()) };
         let Some((_, read)) = results.iter().find(|(known, _)| *known == value) else { return Ok(()) };
-        if session.logits().len() != read.len() {
+        let logits =
+            session.logits().map_err(|error| self.failure(run, Problem::Refused(error.to_string())))?;
+        if logits.len() != read.len() {
             let name = "Session::logits".to_owned();
-            let problem = Problem::TooShort { value: name, wanted: read.len(), got: session.logits().len() };
+            let problem = Problem::TooShort { value: name, wanted: read.len(), got: logits.len() };
             return Err(self.failure(run, problem));
         }
-        self.equal(value, (session.logits(), read), (run, "Session::logits and the logits value"))
+        self.equal(value, (logits, read), (run, "Session::logits and the logits value"))
     }
 
     /// Demands the same bits; `(run, why)` say where and for what reason.

@@ -2,19 +2,29 @@
 
 /// A logit and its token in one number, smaller the better the rank: the largest logit first, then the lowest token.
 /// Comparing them is one instruction. 0 and -0 are equal; logits are not NaN.
-pub(super) type RankKey = u64;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RankKey(pub u64);
 
-fn rank_key(logit: f32, token: u32) -> RankKey {
-    // Adding 0 makes -0 to 0. Bits of positive floats are ordered like the floats, those of negative ones the other
-    // way round.
-    let bits = (logit + 0.0).to_bits();
-    let descending = if bits >> 31 == 0 { !bits & 0x7fff_ffff } else { bits };
-    u64::from(descending) << 32 | u64::from(token)
-}
+impl RankKey {
+    /// The key of a logit and its token.
+    pub fn new(logit: f32, token: u32) -> RankKey {
+        // Adding 0 makes -0 to 0. Bits of positive floats are ordered like the floats, those of negative ones the other
+        // way round.
+        let bits = (logit + 0.0).to_bits();
+        let descending = if bits >> 31 == 0 { !bits & 0x7fff_ffff } else { bits };
+        RankKey(u64::from(descending) << 32 | u64::from(token))
+    }
 
-/// The token of a key.
-pub(super) fn token_of(key: RankKey) -> u32 {
-    (key & 0xffff_ffff) as u32
+    /// The token.
+    pub fn token(self) -> u32 {
+        (self.0 & 0xffff_ffff) as u32
+    }
+
+    /// The logit; 0 for -0.
+    pub fn logit(self) -> f32 {
+        let descending = (self.0 >> 32) as u32;
+        f32::from_bits(if descending >> 31 == 0 { !descending & 0x7fff_ffff } else { descending })
+    }
 }
 
 /// Replaces `best` by the `count` best-ranked tokens in order, or all if there are fewer. Tokens at minus infinity
@@ -23,17 +33,17 @@ pub(super) fn token_of(key: RankKey) -> u32 {
 /// One pass that compares each logit with the worst one worth keeping. Tokens that pass gather until there are twice
 /// as many as wanted; then half of them go. So the work is linear in the logits whatever their order, and next to
 /// nothing beyond the comparison in the usual one.
-pub(super) fn best_ranked(logits: &[f32], count: usize, best: &mut Vec<RankKey>) {
+pub fn best_ranked(logits: &[f32], count: usize, best: &mut Vec<RankKey>) {
     best.clear();
     let room = count.saturating_mul(2).max(64);
     let mut threshold = f32::NEG_INFINITY;
     for (token, &logit) in (0u32..).zip(logits) {
         // Strictly: of equal logits the earlier ones, with lower tokens, stay.
         if logit > threshold {
-            best.push(rank_key(logit, token));
+            best.push(RankKey::new(logit, token));
             if best.len() == room {
                 keep_best(best, count);
-                threshold = logits[token_of(best[count - 1]) as usize];
+                threshold = logits[best[count - 1].token() as usize];
             }
         }
     }
@@ -57,7 +67,7 @@ mod tests {
     fn best(logits: &[f32], count: usize) -> Vec<u32> {
         let mut keys = Vec::new();
         best_ranked(logits, count, &mut keys);
-        keys.into_iter().map(token_of).collect()
+        keys.into_iter().map(RankKey::token).collect()
     }
 
     proptest! {
@@ -82,9 +92,10 @@ mod tests {
         #[test]
         fn keys_are_ordered_like_logits(a in any::<f32>(), b in any::<f32>()) {
             prop_assume!(!a.is_nan() && !b.is_nan());
-            prop_assert_eq!(rank_key(a, 5) < rank_key(b, 5), a > b);
-            prop_assert_eq!(rank_key(a, 4) < rank_key(b, 5), a >= b);
-            prop_assert_eq!(token_of(rank_key(a, u32::MAX)), u32::MAX);
+            prop_assert_eq!(RankKey::new(a, 5) < RankKey::new(b, 5), a > b);
+            prop_assert_eq!(RankKey::new(a, 4) < RankKey::new(b, 5), a >= b);
+            let key = RankKey::new(a, u32::MAX);
+            prop_assert_eq!((key.token(), key.logit()), (u32::MAX, a));
         }
     }
 

@@ -1,0 +1,157 @@
+//! Reducing rows of logits to what samplers need: `kernels/sampling.cu`.
+
+use mantissa_ops::reduction::BLOCK;
+
+use super::block_per_row;
+use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
+
+/// Tokens that one request can have ranked.
+pub const MOST_RANKED: usize = 2048;
+
+/// Logits of the longest row.
+pub const MOST_LOGITS: usize = 262_144;
+
+const SPAN_THREADS: u32 = 128;
+/// Logits that one block of [`Kernel::Largest`] looks at.
+const SPAN: usize = 4096;
+const ROW_THREADS: u32 = 1024;
+
+/// One row's request; `sums` is 1 where weights are to be added up, 2 where their sum is to be drawn from, too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[allow(missing_docs, reason = "the kernel's file says what they are")]
+pub struct Request {
+    pub uniform: f64,
+    pub inverse_temperature: f32,
+    pub floor: f32,
+    pub sums: u32,
+    pub count: u32,
+    pub first_seen: u32,
+    pub end_seen: u32,
+    pub repetition: f32,
+    pub frequency: f32,
+    pub presence: f32,
+    pub unused: u32,
+}
+
+/// A token of a sequence's past.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[allow(missing_docs, reason = "as in the ops crate")]
+pub struct Seen {
+    pub token: u32,
+    pub generated: u32,
+}
+
+/// What is found of a row beside its lists.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Found {
+    /// Key of the best logit before penalties; 0 where a logit is not finite.
+    pub largest: u64,
+    /// Key of the token drawn.
+    pub drawn: u64,
+    /// How many were ranked; all ones where there were too many candidates.
+    pub ranked: u32,
+    /// Zero.
+    pub unused: u32,
+}
+
+/// Arguments of all kernels of the file. Some addresses are of page-locked memory of the host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the kernel's file says what they are")]
+pub struct Args {
+    pub logits: u64,
+    pub host_requests: u64,
+    pub requests: u64,
+    pub seen: u64,
+    pub saved: u64,
+    pub groups: u64,
+    pub bests: u64,
+    pub sums: u64,
+    pub found: u64,
+    pub own_sums: u64,
+    pub wished_sums: u64,
+    pub ranked: u64,
+    pub unpenalised: u64,
+    pub vocabulary: u32,
+    pub stride: u32,
+    pub spans: u32,
+    pub chunks: u32,
+}
+
+/// The kernels, in the order in which they are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// The best key of each group and span; after [`Kernel::Penalise`] again.
+    Largest,
+    /// Sums of weights at temperature 1.
+    OwnSums,
+    /// Applies penalties.
+    Penalise,
+    /// Sums of the weights that requests ask for.
+    WishedSums,
+    /// Ranks.
+    Rank,
+    /// Draws.
+    Draw,
+    /// Takes penalties back.
+    Restore,
+}
+
+impl Kernel {
+    /// All of them.
+    pub const ALL: [Kernel; 7] = [
+        Kernel::Largest,
+        Kernel::OwnSums,
+        Kernel::Penalise,
+        Kernel::WishedSums,
+        Kernel::Rank,
+        Kernel::Draw,
+        Kernel::Restore,
+    ];
+
+    /// The kernel's name.
+    pub fn spec(self) -> KernelSpec {
+        let entry = match self {
+            Kernel::Largest => "largest",
+            Kernel::OwnSums | Kernel::WishedSums => "sums",
+            Kernel::Penalise | Kernel::Restore => "penalties",
+            Kernel::Rank => "rank",
+            Kernel::Draw => "draw",
+        };
+        let wished = u32::from(self == Kernel::WishedSums);
+        let restore = u32::from(self == Kernel::Restore);
+        let aliases = vec![Alias::count("WISHED", wished), Alias::count("RESTORE", restore)];
+        KernelSpec { file: SourceFile::Sampling, entry, aliases }
+    }
+
+    /// The launch for `rows` rows of `vocabulary` logits.
+    pub fn launch_shape(self, rows: usize, vocabulary: usize) -> Launch {
+        let grid = |across: usize| [across as u32, rows as u32, 1];
+        match self {
+            Kernel::Largest => Launch { grid: grid(spans(vocabulary)), block: SPAN_THREADS, shared: 0 },
+            Kernel::OwnSums | Kernel::WishedSums => {
+                Launch { grid: grid(chunks(vocabulary)), block: 256, shared: 0 }
+            }
+            Kernel::Penalise | Kernel::Restore => block_per_row(rows, 256),
+            Kernel::Rank | Kernel::Draw => block_per_row(rows, ROW_THREADS),
+        }
+    }
+}
+
+/// Blocks of [`Kernel::Largest`] for a row.
+pub fn spans(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(SPAN)
+}
+
+/// Groups of logits of a row, of which each has a best key.
+pub fn groups(vocabulary: usize) -> usize {
+    spans(vocabulary) * SPAN_THREADS as usize
+}
+
+/// Sums of a row.
+pub fn chunks(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(BLOCK)
+}
