@@ -61,14 +61,9 @@ pub struct Global {
     #[arg(long, global = true, value_name = "ISA", env = "MANTISSA_CPU_ISA", hide_env_values = true)]
     pub cpu_isa: Option<String>,
 
-    /// Where kernels compiled for a GPU are kept; $XDG_CACHE_HOME/mantissa/kernels or ~/.cache/mantissa/kernels if not
-    /// given
-    #[arg(long, global = true, value_name = "FOLDER", env = "MANTISSA_KERNEL_CACHE", hide_env_values = true)]
-    pub kernel_cache: Option<std::path::PathBuf>,
-
-    /// NVRTC, the library that compiles kernels for a GPU; looked for where libraries are if not given
-    #[arg(long, global = true, value_name = "FILE", env = "MANTISSA_NVRTC", hide_env_values = true)]
-    pub nvrtc: Option<std::path::PathBuf>,
+    /// Refuse a plan in which the numbers of a row could depend on what else is in its batch
+    #[arg(long, global = true)]
+    pub batch_invariant: bool,
 
     /// When to use colours
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
@@ -77,6 +72,61 @@ pub struct Global {
     /// Say more on standard error, such as what loading converted
     #[arg(long, short, global = true)]
     pub verbose: bool,
+
+    /// How to use a GPU.
+    #[command(flatten)]
+    pub gpu: Gpu,
+}
+
+/// How to use an NVIDIA GPU.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "NVIDIA GPUs")]
+pub struct Gpu {
+    /// Where compiled kernels are kept; $XDG_CACHE_HOME/mantissa/kernels or ~/.cache/mantissa/kernels if not given
+    #[arg(long, global = true, value_name = "FOLDER", env = "MANTISSA_KERNEL_CACHE", hide_env_values = true)]
+    pub kernel_cache: Option<std::path::PathBuf>,
+
+    /// NVRTC, the library that compiles kernels; looked for where libraries are if not given
+    #[arg(long, global = true, value_name = "FILE", env = "MANTISSA_NVRTC", hide_env_values = true)]
+    pub nvrtc: Option<std::path::PathBuf>,
+
+    /// cuBLASLt, NVIDIA's matrix library; looked for where libraries are, if it is wanted and not given
+    #[arg(long, global = true, value_name = "FILE", env = "MANTISSA_CUBLASLT", hide_env_values = true)]
+    pub cublaslt: Option<std::path::PathBuf>,
+
+    /// Who multiplies matrices: own kernels; cublaslt for many rows, where a row's numbers then depend on its batch;
+    /// auto, which is own
+    #[arg(long, global = true, value_name = "WHO", env = "MANTISSA_MATMUL_BACKEND", hide_env_values = true)]
+    pub matmul_backend: Option<String>,
+
+    /// Kind of matrix kernel: smalln, made for few rows; gemm, made for many; auto, by the number of rows
+    #[arg(long, global = true, value_name = "KIND", env = "MANTISSA_MATMUL_VARIANT", hide_env_values = true)]
+    pub matmul_variant: Option<String>,
+
+    /// Most rows for which auto takes the kernels made for few, 32 if not given
+    #[arg(long, global = true, value_name = "ROWS", env = "MANTISSA_SMALLN_MAX_N", hide_env_values = true)]
+    pub smalln_max_n: Option<String>,
+
+    /// Kind of softmax kernel: vec, which keeps a row in registers where it fits; block, which reads it three times;
+    /// auto, by the width
+    #[arg(
+        long,
+        global = true,
+        value_name = "KIND",
+        env = "MANTISSA_SOFTMAX_VARIANT",
+        hide_env_values = true
+    )]
+    pub softmax_variant: Option<String>,
+
+    /// Threads that share a row in the softmax kernel vec: 32, 64, 128, or auto, by the width
+    #[arg(
+        long,
+        global = true,
+        value_name = "THREADS",
+        env = "MANTISSA_SOFTMAX_GROUP",
+        hide_env_values = true
+    )]
+    pub softmax_group: Option<String>,
 }
 
 mod anstream_color {
@@ -103,5 +153,65 @@ mod anstream_color {
             }
             .write_global();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use mantissa::cuda::families::{products, softmax};
+
+    use super::Cli;
+
+    /// The rows of the table in the documentation: every option that the environment sets as well.
+    fn rows() -> Vec<String> {
+        let command = Cli::command();
+        let row = |argument: &clap::Arg| {
+            let variable = argument.get_env()?.to_str()?;
+            let (name, value) = (argument.get_long()?, argument.get_value_names()?.first()?);
+            let help = argument.get_help()?.to_string();
+            Some(format!("| `--{name} {value}` | `{variable}` | {help} |"))
+        };
+        command.get_arguments().filter_map(row).collect()
+    }
+
+    #[test]
+    fn the_documentation_lists_every_preference() {
+        let documented = include_str!("../../../docs/gpu.md");
+        let table =
+            documented.lines().filter(|line| line.starts_with("| `--") && line.contains("| `MANTISSA_"));
+        assert_eq!(
+            table.collect::<Vec<_>>(),
+            rows(),
+            "copy the rows into docs/gpu.md:\n{}",
+            rows().join("\n")
+        );
+    }
+
+    #[test]
+    fn every_choice_is_named_where_its_option_is_explained() {
+        let rows = rows();
+        let explained = |option: &str, names: Vec<&str>| {
+            let row = rows.iter().find(|row| row.starts_with(&format!("| `--{option} "))).unwrap();
+            assert!(names.iter().all(|name| row.contains(name)), "{row}: {names:?}");
+        };
+        explained(
+            "matmul-backend",
+            products::MatmulBackend::ALL.iter().map(|choice| choice.name()).collect(),
+        );
+        explained(
+            "matmul-variant",
+            products::VariantPreference::ALL.iter().map(|choice| choice.name()).collect(),
+        );
+        explained(
+            "softmax-variant",
+            softmax::VariantPreference::ALL.iter().map(|choice| choice.name()).collect(),
+        );
+        explained(
+            "softmax-group",
+            softmax::GroupPreference::ALL.iter().map(|choice| choice.name()).collect(),
+        );
+        explained("smalln-max-n", vec![&products::Preferences::default().small_n_max.to_string()]);
+        explained("cpu-isa", mantissa::cpu::Isa::ALL.iter().map(|isa| isa.name()).collect());
     }
 }

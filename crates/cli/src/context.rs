@@ -3,15 +3,18 @@
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use mantissa::cpu::Isa;
+use mantissa::cuda::families::{products, softmax};
+use mantissa::cuda::preferences::UnknownPreference;
 use mantissa::cuda::{CudaError, CudaOptions};
 use mantissa::numerics::PrecisionPolicy;
-use mantissa::{Chosen, Device, Options};
+use mantissa::{BatchRule, Chosen, Device, Options};
 
-use crate::args::Global;
+use crate::args::{Global, Gpu};
 use crate::interrupt::Interrupt;
 use crate::output;
 
@@ -26,6 +29,8 @@ pub struct Context {
     device: OnceLock<Device>,
     /// How to use a GPU.
     pub cuda: CudaOptions,
+    /// Whether the numbers of a row may depend on its batch.
+    batch: BatchRule,
     /// Threads asked for.
     pub threads: Option<NonZeroUsize>,
     /// Instruction set asked for.
@@ -50,16 +55,12 @@ impl Context {
     pub fn new(global: &Global) -> Result<Context> {
         let policies = global.policy.iter().map(|text| policy(text)).collect::<Result<_>>()?;
         let isa = global.cpu_isa.as_deref().map(str::parse).transpose();
-        let cuda = CudaOptions {
-            kernel_cache: global.kernel_cache.clone().or_else(kernel_cache),
-            nvrtc: global.nvrtc.clone(),
-            ..CudaOptions::default()
-        };
         Ok(Context {
             policies,
             asked: global.device.parse().context("--device")?,
             device: OnceLock::new(),
-            cuda,
+            cuda: cuda_options(&global.gpu)?,
+            batch: if global.batch_invariant { BatchRule::Invariant } else { BatchRule::Any },
             threads: global.threads,
             cpu_isa: isa.context("--cpu-isa or MANTISSA_CPU_ISA")?,
             verbosity: if global.verbose { Verbosity::Verbose } else { Verbosity::Normal },
@@ -80,6 +81,7 @@ impl Context {
             threads: self.threads,
             cpu_isa: self.cpu_isa,
             cuda: self.cuda.clone(),
+            batch: self.batch,
             ..Options::default()
         }
     }
@@ -118,6 +120,40 @@ impl Context {
             more => bail!("--policy was given {} times, but this command works under one", more.len()),
         }
     }
+}
+
+/// How to use a GPU, by the options and the environment.
+fn cuda_options(gpu: &Gpu) -> Result<CudaOptions> {
+    let rows = |text: &String| {
+        let rows: Result<u16, _> = text.parse();
+        rows.map(usize::from)
+            .map_err(|_| anyhow!("there is no number of rows \"{text}\"; it is one of 0 to {}", u16::MAX))
+    };
+    let most = gpu.smalln_max_n.as_ref().map(rows).transpose();
+    let most = most.context("--smalln-max-n or MANTISSA_SMALLN_MAX_N")?;
+    Ok(CudaOptions {
+        kernel_cache: gpu.kernel_cache.clone().or_else(kernel_cache),
+        nvrtc: gpu.nvrtc.clone(),
+        cublaslt: gpu.cublaslt.clone(),
+        products: products::Preferences {
+            backend: preference(&gpu.matmul_backend, "--matmul-backend or MANTISSA_MATMUL_BACKEND")?,
+            variant: preference(&gpu.matmul_variant, "--matmul-variant or MANTISSA_MATMUL_VARIANT")?,
+            small_n_max: most.unwrap_or(products::Preferences::default().small_n_max),
+        },
+        softmax: softmax::Preferences {
+            variant: preference(&gpu.softmax_variant, "--softmax-variant or MANTISSA_SOFTMAX_VARIANT")?,
+            group: preference(&gpu.softmax_group, "--softmax-group or MANTISSA_SOFTMAX_GROUP")?,
+        },
+    })
+}
+
+/// A choice by its name, or the default where there is none.
+fn preference<T>(name: &Option<String>, option: &'static str) -> Result<T>
+where
+    T: Default + FromStr<Err = UnknownPreference>,
+{
+    let choice = name.as_deref().map(str::parse::<T>).transpose().context(option)?;
+    Ok(choice.unwrap_or_default())
 }
 
 /// Where compiled kernels are kept if nothing else is said.

@@ -47,6 +47,21 @@ pub fn history_file() -> Option<PathBuf> {
     Some(data.join("mantissa").join("chat_history.txt"))
 }
 
+/// Variables that look like this program's and are not among those that it knows: most likely misspelt.
+pub fn unknown_variables(known: &[OsString]) -> Vec<String> {
+    let all = env::vars_os().map(|(name, _)| name);
+    unknown(all, known)
+}
+
+fn unknown(all: impl Iterator<Item = OsString>, known: &[OsString]) -> Vec<String> {
+    let unknown = all.filter(|name| !known.contains(name)).filter_map(|name| name.into_string().ok());
+    // Those of the tests are not for users.
+    let mut unknown: Vec<String> =
+        unknown.filter(|name| name.starts_with("MANTISSA_") && !name.starts_with("MANTISSA_TEST_")).collect();
+    unknown.sort();
+    unknown
+}
+
 fn non_empty(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
@@ -56,5 +71,18 @@ fn text(name: &str) -> Result<Option<String>> {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
         Some(Err(_)) => bail!("{name} is not valid UTF-8"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misspelt_variables_are_found() {
+        let names =
+            ["MANTISSA_POLICY", "MANTISSA_MATMUL_BAKCEND", "PATH", "MANTISSA_TEST_DEVICE", "mantissa_x"];
+        let known = [OsString::from("MANTISSA_POLICY")];
+        assert_eq!(unknown(names.iter().map(OsString::from), &known), ["MANTISSA_MATMUL_BAKCEND"]);
     }
 }

@@ -13,9 +13,10 @@ mod sampling;
 mod stats;
 mod table;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::args::Cli;
 use crate::context::Context;
@@ -23,9 +24,21 @@ use crate::context::Context;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.global.color.write_global();
+    name_unknown_variables();
     let outcome = Context::new(&cli.global).and_then(|context| commands::run(&cli.command, &context));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output::report(&error),
+    }
+}
+
+/// Says which variables of the environment look like this program's and mean nothing to it.
+fn name_unknown_variables() {
+    let command = Cli::command();
+    let known: Vec<_> =
+        command.get_arguments().filter_map(|argument| argument.get_env()).map(Into::into).collect();
+    for name in environment::unknown_variables(&known) {
+        // Nothing depends on this line: where it cannot be written, the result is the same.
+        let _ = writeln!(output::stderr(), "warning: {name} means nothing to this program; is it misspelt?");
     }
 }

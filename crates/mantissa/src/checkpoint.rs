@@ -13,11 +13,11 @@ use mantissa_model::location::{EmbeddedFolder, Location};
 use mantissa_model::template::ChatTemplate;
 use mantissa_model::tokenizer::Tokenizer;
 use mantissa_ops::backend::NoProgress;
-use mantissa_ops::{Backend, Plan, Progress};
+use mantissa_ops::{Backend, MemoryUse, Plan, Progress};
 
 use crate::error::Error;
 use crate::generator::Generator;
-use crate::options::{LogitRows, Options};
+use crate::options::{BatchRule, LogitRows, Options};
 use crate::prompt::Prompt;
 use crate::text::{LazyTokenizer, existing, open_chat_template};
 
@@ -121,7 +121,22 @@ impl Model {
 
     fn plan_on(&self, options: &Options, backend: &dyn Backend) -> Result<Arc<Plan>, Error> {
         let program = arch::program(self.config())?;
-        Ok(Plan::resolve(program, options.policy(), backend).map_err(EngineError::from)?)
+        let plan = Plan::resolve(program, options.policy(), backend).map_err(EngineError::from)?;
+        if options.batch == BatchRule::Invariant {
+            plan.check_batch_invariance()?;
+        }
+        Ok(plan)
+    }
+
+    /// What the model will hold of the memory that `backend` computes in, made ready under these options, without
+    /// reading weights; nothing where the backend cannot say.
+    ///
+    /// # Errors
+    /// As [`Model::plan`], and where the backend cannot run the plan at these sizes.
+    pub fn memory(&self, options: &Options, backend: &dyn Backend) -> Result<Option<MemoryUse>, Error> {
+        let plan = self.plan_on(options, backend)?;
+        let limits = engine_options(options, &plan).limits(&plan)?;
+        Ok(backend.memory(&plan, &limits).map_err(EngineError::from)?)
     }
 
     /// Makes the model ready to generate: everything that can fail fails here.
@@ -143,16 +158,7 @@ impl Model {
     ) -> Result<Generator, Error> {
         let backend = options.backend()?;
         let plan = self.plan_on(options, &*backend)?;
-        let engine = EngineOptions {
-            context: Some(options.context.unwrap_or(plan.program.max_context.min(Options::DEFAULT_CONTEXT))),
-            sequences: options.sequences.unwrap_or(1),
-            overflow: options.overflow,
-            ..EngineOptions::default()
-        };
-        let engine = match options.logits {
-            LogitRows::Last => engine,
-            LogitRows::All => EngineOptions { outputs: engine.chunk, ..engine },
-        };
+        let engine = engine_options(options, &plan);
         Ok(Generator {
             engine: Engine::prepare(plan, &self.checkpoint, &*backend, &engine, progress)
                 .map_err(|error| self.with_file(error))?,
@@ -173,6 +179,20 @@ impl Model {
             Some(file) => Error::Weights { file, error },
             None => Error::Engine(error),
         }
+    }
+}
+
+/// How the engine is to run a plan.
+fn engine_options(options: &Options, plan: &Plan) -> EngineOptions {
+    let engine = EngineOptions {
+        context: Some(options.context.unwrap_or(plan.program.max_context.min(Options::DEFAULT_CONTEXT))),
+        sequences: options.sequences.unwrap_or(1),
+        overflow: options.overflow,
+        ..EngineOptions::default()
+    };
+    match options.logits {
+        LogitRows::Last => engine,
+        LogitRows::All => EngineOptions { outputs: engine.chunk, ..engine },
     }
 }
 

@@ -14,6 +14,7 @@ use mantissa_model::gguf::GgufError;
 use mantissa_model::hub::HubError;
 use mantissa_model::template::TemplateError;
 use mantissa_model::tokenizer::TokenizerError;
+use mantissa_ops::plan::BatchDependent;
 
 /// Everything that this crate's functions return as an error.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,8 @@ pub enum Error {
     Cuda(#[from] CudaError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    BatchDependent(#[from] BatchDependent),
     #[error("{}: {error}", file.display())]
     Weights { file: PathBuf, error: EngineError },
     #[error(transparent)]

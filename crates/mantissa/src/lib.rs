@@ -35,6 +35,6 @@ pub use checkpoint::{BUILT_IN, Model, locate};
 pub use error::Error;
 pub use generator::Generator;
 pub use mantissa_model::location::{EmbeddedFolder, Location};
-pub use options::{Chosen, Device, GenerateOptions, LogitRows, Options, UnknownDevice};
+pub use options::{BatchRule, Chosen, Device, GenerateOptions, LogitRows, Options, UnknownDevice};
 pub use prompt::{Completion, Flow, Piece, Prompt, Timings};
 pub use text::{chat_template_from_file, open_chat_template, open_tokenizer};

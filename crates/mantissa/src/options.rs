@@ -78,8 +78,10 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// Instruction set of the processor; the best it has where none is given.
     pub cpu_isa: Option<Isa>,
-    /// Where compiled kernels of a GPU are kept, and where its compiler is.
+    /// Where compiled kernels of a GPU are kept, where its libraries are, and which kernels are preferred.
     pub cuda: CudaOptions,
+    /// Whether the numbers of a row may depend on what else is in its batch.
+    pub batch: BatchRule,
     /// Tokens that prompt and answer may have together; where nothing is given, what the model was made for, but no
     /// more than [`Options::DEFAULT_CONTEXT`].
     pub context: Option<usize>,
@@ -129,6 +131,16 @@ impl Options {
     pub fn policy(&self) -> PrecisionPolicy {
         mantissa_numerics::resolve(self.policy)
     }
+}
+
+/// Whether the numbers of a row may depend on what else is in its batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BatchRule {
+    /// As the contracts of the plan have it.
+    #[default]
+    Any,
+    /// They may not: a plan in which they could is refused.
+    Invariant,
 }
 
 /// Which rows of a run have logits.
