@@ -2,19 +2,16 @@
 
 use std::io::Write;
 
-use mantissa::cpu::ceilings::{self, Effort};
-use mantissa::cpu::{CpuBackend, CpuOptions};
 use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::cost::RunShape;
 use mantissa::{Completion, Generator, Options, Timings};
 
 use crate::{memory, output};
 
-/// Enough to be far beyond the caches, and quick.
-const EFFORT: Effort = Effort { bytes: 256 << 20, samples: 5 };
-
-/// The name of the processor's backend.
-const CPU: &str = "cpu";
+/// Bytes that the bandwidth is measured with: far beyond the caches, and quick.
+const READ_BYTES: usize = 256 << 20;
+/// How often it is measured.
+const SAMPLES: usize = 5;
 
 /// What was generated, in numbers.
 pub struct Summary {
@@ -29,8 +26,8 @@ pub struct Summary {
 struct Decode {
     tokens: usize,
     seconds: f64,
-    /// Bytes that they had to move; nothing on a GPU, and nothing for several answers at once, which share the reading of the weights in
-    /// ways that timings do not tell.
+    /// Bytes that they had to move; nothing for several answers at once, which share the reading of the weights in ways
+    /// that timings do not tell.
     bytes: Option<u64>,
 }
 
@@ -54,7 +51,7 @@ impl Summary {
             prefill: ran.then(|| format!("prefill {prompt_tokens} tokens at {rate:.1} tokens/s")),
             decode: (seconds > 0.0).then(|| Decode { tokens, seconds, bytes: moved(generator, completions) }),
             first_token: ran.then(|| format!("first token after {latency:.1} ms")),
-            peak: memory::peak(),
+            peak: generator.device_memory().or_else(memory::peak),
             policy: generator.plan().policy,
         }
     }
@@ -78,21 +75,21 @@ impl Summary {
 
 fn moved(generator: &Generator, completions: &[Completion]) -> Option<u64> {
     let [done] = completions else { return None };
-    // The bandwidth that it is held against is the processor's.
-    if generator.plan().backend.name != CPU {
-        return None;
-    }
     let context = |step| done.timings.prompt_tokens + step;
     let steps = 1..done.timings.generated_tokens;
     Some(steps.map(|step| generator.plan().cost(&RunShape::single(1, context(step))).bytes()).sum())
 }
 
 impl Decode {
-    /// Bytes moved per second, as a share of what this machine streams from memory, measured now.
+    /// Bytes moved per second, as a share of what this device streams from memory, measured now.
     fn bandwidth_share(&self, options: &Options) -> Option<String> {
         let bytes = self.bytes?;
-        let backend = CpuBackend::new(CpuOptions { threads: options.threads, isa: options.cpu_isa }).ok()?;
-        let ceiling = ceilings::read_bandwidth(backend.pool(), backend.tier(), EFFORT).ok()?.median;
+        let backend = options.backend().ok()?;
+        let ceilings = backend.ceilings(READ_BYTES).ok()?;
+        ceilings.read().ok()?;
+        let mut samples = (0..SAMPLES).map(|_| ceilings.read().ok()).collect::<Option<Vec<f64>>>()?;
+        samples.sort_by(f64::total_cmp);
+        let ceiling = samples[SAMPLES / 2];
         let share = 100.0 * (bytes as f64 / self.seconds) / ceiling;
         Some(format!(" ({share:.0} % of the memory bandwidth of {:.1} GB/s)", ceiling / 1e9))
     }

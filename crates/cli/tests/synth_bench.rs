@@ -141,10 +141,37 @@ fn bench_states_everything_in_every_row() {
 }
 
 #[test]
+fn bench_decodes_sequences_together_after_several_contexts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model");
+    synth(&["--arch", "tiny-qwen2"], &path).success();
+    let report = json_of(
+        mantissa()
+            .args(["bench", &path.display().to_string(), "--json", "--policy", "bf16", "--prompt", "8"])
+            .args(["--decode-after", "4,30", "--batch", "1,5", "--generate", "3", "--repetitions", "2"]),
+    );
+    let rows = report["policies"][0]["rows"].as_array().expect("rows");
+    let decode = rows.iter().filter(|row| row["test"] == "decode");
+    let of = |row: &Value, key: &str| row[key].as_u64().expect("a number");
+    let tests: Vec<[u64; 3]> =
+        decode.clone().map(|row| ["prompt_tokens", "sequences", "tokens"].map(|key| of(row, key))).collect();
+    assert_eq!(tests, [[4, 1, 3], [4, 5, 3], [30, 1, 3], [30, 5, 3]]);
+    for row in decode {
+        let (seconds, rate) = (&row["seconds"]["median"], &row["tokens_per_second"]["median"]);
+        let tokens = seconds.as_f64().expect("seconds") * rate.as_f64().expect("a rate");
+        assert!((tokens - 3.0 * of(row, "sequences") as f64).abs() < 1e-6, "{row}");
+        assert!(row["share"].as_f64().is_some_and(|share| share > 0.0), "{row}");
+    }
+}
+
+#[test]
 fn bench_refuses_prompts_beyond_the_context() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model");
     synth(&["--arch", "tiny-llama"], &path).success();
     let bench = mantissa().args(["bench", &path.display().to_string(), "--prompt", "600"]).assert();
     bench.failure().stderr(contains("a prompt of 600 tokens").and(contains("512")));
+    let after = ["bench", &path.display().to_string(), "--prompt", "8", "--decode-after", "500"];
+    let bench = mantissa().args(after).assert();
+    bench.failure().stderr(contains("after 500 ones").and(contains("512")));
 }

@@ -175,7 +175,12 @@ impl Bench {
                 let input = Elements::from_bytes(format, input)?;
                 let epilogue = epilogue(weights, format, rows, out);
                 let start = Instant::now();
-                matmul(self.backend.pool(), self.backend.tier(), &mut self.scratch, Matmul { weights, input, rows, epilogue })?;
+                matmul(
+                    self.backend.pool(),
+                    self.backend.tier(),
+                    &mut self.scratch,
+                    Matmul { weights, input, rows, epilogue },
+                )?;
                 *seconds += start.elapsed().as_secs_f64();
             }
         }

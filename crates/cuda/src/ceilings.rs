@@ -45,13 +45,13 @@ impl CudaCeilings<'_> {
 
     fn kernel(&self, spec: KernelSpec) -> Result<Arc<Kernel>, CudaError> {
         let loaded = self.machine.store.load(&self.machine.device, std::slice::from_ref(&spec))?;
-        let missing = || CudaError::Driver { during: "loading a kernel", message: format!("{spec} is missing") };
+        let missing =
+            || CudaError::Driver { during: "loading a kernel", message: format!("{spec} is missing") };
         loaded.get(&spec).cloned().ok_or_else(missing)
     }
 
     fn launch(&self, kernel: &Kernel, launch: Launch, steps: u32) -> Result<(), CudaError> {
-        let args =
-            CeilingArgs { input: self.input.address(), out: self.out.address(), steps, unused: 0 };
+        let args = CeilingArgs { input: self.input.address(), out: self.out.address(), steps, unused: 0 };
         // SAFETY: `CeilingArgs` mirrors the kernels' struct; the launches are those of `families::ceilings`, whose
         // kernels touch `stream_block_bytes` of the input for each block, at most the whole of it, and `OUT_BYTES`.
         unsafe { self.stream.launch(kernel, launch, &args) }

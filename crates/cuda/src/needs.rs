@@ -24,7 +24,12 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    pub fn of(plan: &Plan, limits: &Limits, sizes: &ScratchSizes, kinds: usize) -> Result<Needs, PrepareError> {
+    pub fn of(
+        plan: &Plan,
+        limits: &Limits,
+        sizes: &ScratchSizes,
+        kinds: usize,
+    ) -> Result<Needs, PrepareError> {
         let mut memory = MemoryUse { weights: weight_bytes(plan), cache: 0, scratch: 0 };
         if let Some(spec) = plan.program.cache {
             let layout = layout(spec, plan.cache_format(), limits)?;

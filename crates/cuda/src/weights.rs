@@ -79,14 +79,14 @@ impl Weights {
         let specs = &plan.program.weights;
         let total = specs.iter().map(|spec| stored_bytes(spec, loader.source)).sum::<Result<u64, _>>()?;
         // Whatever is missing or of another shape shows before anything is read.
-        let parts = specs.iter().map(|spec| find_parts(spec, loader.source)).collect::<Result<Vec<_>, _>>()?;
+        let parts =
+            specs.iter().map(|spec| find_parts(spec, loader.source)).collect::<Result<Vec<_>, _>>()?;
         let weights = specs
             .iter()
             .map(|spec| Weight::new(spec, format, loader.device))
             .collect::<Result<Vec<_>, _>>()?;
         let rows = specs.iter().zip(&weights).zip(&parts);
-        let rows: Vec<_> =
-            rows.map(|((spec, weight), parts)| WeightRows { spec, weight, parts }).collect();
+        let rows: Vec<_> = rows.map(|((spec, weight), parts)| WeightRows { spec, weight, parts }).collect();
         loader.progress.start(total);
         Upload { loader, format, weights: &rows }.run(report)?;
         loader.progress.finish();

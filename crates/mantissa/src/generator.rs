@@ -43,6 +43,12 @@ impl Generator {
         self.engine.session().memory()
     }
 
+    /// Bytes of a device's own memory that it has taken, at their peak, as the driver counts them: see
+    /// [`Session::device_memory`](mantissa_ops::Session::device_memory).
+    pub fn device_memory(&self) -> Option<u64> {
+        self.engine.session().device_memory()
+    }
+
     /// Tokens that prompt and answer may have together.
     pub fn context(&self) -> usize {
         self.engine.context()

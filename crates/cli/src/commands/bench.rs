@@ -1,5 +1,7 @@
 //! `mantissa bench`: speed against what the machine can do.
 
+mod bound;
+mod decode;
 mod measure;
 mod report;
 mod stats;
@@ -7,13 +9,13 @@ mod stats;
 use std::num::NonZeroUsize;
 
 use anyhow::{Result, bail};
-use mantissa::cpu::{CpuBackend, CpuOptions};
+use mantissa::Options;
 use mantissa::numerics::{PrecisionPolicy, Preset};
-use mantissa::{Device, Options};
 
 use crate::context::Context;
 use crate::model::ModelArgs;
 use crate::output;
+use decode::Decode;
 use measure::{Measured, Setup};
 use report::Report;
 
@@ -29,12 +31,13 @@ Examples:
   mantissa synth --arch qwen2.5-0.5b --dtype bf16 ./qwen       a model to measure, if there is none at hand
   mantissa bench ./qwen                                        bf16, f16 and f32 side by side
   mantissa bench ./qwen --policy bf16 --policy bf16,kv_cache=f8e4m3 --prompt 512 --json
+  mantissa bench ./qwen --prompt 512 --decode-after 512,8192 --batch 1,8,32
+                                                               longer contexts, and sequences decoded together
 
-The ceilings are measured before and after each policy, on the same threads, and memory again between the repetitions of
-decode: how fast they read memory, and how fast they
-multiply and add. Decode is compared with the time that reading weights and cache takes at the former, prefill with the
-time that the products take at the latter, at the rate of the instructions that the contract names. Of a GPU no ceilings are
-measured.")]
+The ceilings are measured in the same run and on the same device, before and after each policy, and memory again between
+the repetitions of decode: how fast memory is read, and how fast the units multiply and add that the policy's contracts
+name. Prefill is compared with the time that its products take at their peak rates. Decode is compared with the longer of
+two times: of reading weights and cache, and of the products.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -43,9 +46,17 @@ pub struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     prompt: Vec<NonZeroUsize>,
 
-    /// Tokens to generate after the shortest prompt, one at a time
+    /// Tokens to generate in each repetition, one at a time
     #[arg(long, value_name = "N", default_value = "64")]
     generate: NonZeroUsize,
+
+    /// Tokens of context after which they are generated; the shortest prompt where none are given
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    decode_after: Vec<NonZeroUsize>,
+
+    /// Sequences that are decoded together
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
+    batch: Vec<NonZeroUsize>,
 
     /// How often to measure each
     #[arg(long, value_name = "N", default_value = "5")]
@@ -59,47 +70,29 @@ pub struct Args {
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     let model = args.model.open()?;
-    let prompts = prompts(args, model.config().max_position_embeddings)?;
+    let (prompts, decodes) = args.tests(model.config().max_position_embeddings)?;
     let policies: Vec<PrecisionPolicy> = if context.policies.is_empty() {
         POLICIES.map(Preset::policy).to_vec()
     } else {
         context.policies.clone()
     };
-    let device = context.device();
-    let processor = match device {
-        Device::Cpu | Device::Auto => {
-            Some(CpuBackend::new(CpuOptions { threads: context.threads, isa: context.cpu_isa })?)
-        }
-        Device::Cuda(_) => None,
+    let longest = prompts.iter().map(|length| length + 1).chain(decodes.iter().map(Decode::context)).max();
+    let options = Options {
+        context: longest,
+        sequences: decodes.iter().map(|decode| decode.sequences).max(),
+        overflow: args.model.overflow(),
+        ..context.options_under(None)
     };
-    let shortest = prompts.iter().copied().min().unwrap_or(1);
-    let longest = prompts.iter().copied().max().unwrap_or(1);
-    let (generate, repetitions) = (args.generate.get(), args.repetitions.get());
-    let setup = Setup {
-        model: &model,
-        processor: processor.as_ref(),
-        options: Options {
-            device,
-            threads: context.threads,
-            cpu_isa: context.cpu_isa,
-            cuda: context.cuda.clone(),
-            context: Some((longest + 1).max(shortest + 1 + generate)),
-            overflow: args.model.overflow(),
-            ..Options::default()
-        },
-        prompts,
-        shortest,
-        generate,
-        repetitions,
-        bar: &output::spinner(),
-    };
+    let backend = options.backend()?;
+    let repetitions = args.repetitions.get();
+    let bar = &output::spinner();
+    let setup = Setup { model: &model, backend: &*backend, options, prompts, decodes, repetitions, bar };
     // One policy that cannot be carried out does not spoil the others.
     let outcomes: Vec<(PrecisionPolicy, Result<Measured>)> =
         policies.into_iter().map(|policy| (policy, setup.measure(policy, context))).collect();
-    setup.bar.finish_and_clear();
+    bar.finish_and_clear();
     let failed = outcomes.iter().filter(|(_, outcome)| outcome.is_err()).count();
-    let report =
-        Report { model: &model, info: &setup.options.backend()?.info(), repetitions, outcomes: &outcomes };
+    let report = Report { model: &model, info: &backend.info(), repetitions, outcomes: &outcomes };
     if args.json {
         output::json(&report.json())?
     } else {
@@ -111,24 +104,56 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The prompts to measure, which must leave room for the tokens to generate.
-fn prompts(args: &Args, max_context: usize) -> Result<Vec<usize>> {
-    let room = max_context.saturating_sub(args.generate.get() + 1);
-    if args.prompt.is_empty() {
-        let fitting: Vec<usize> = PROMPTS.into_iter().filter(|&length| length <= room).collect();
-        match fitting.is_empty() {
-            false => return Ok(fitting),
-            true if room > 0 => return Ok(vec![room]),
-            true => {}
+impl Args {
+    /// The prompts and the decodings to measure, all of which fit the model's context.
+    fn tests(&self, max_context: usize) -> Result<(Vec<usize>, Vec<Decode>)> {
+        let decode = |after: usize, sequences: NonZeroUsize| Decode {
+            tokens: self.generate.get(),
+            after,
+            sequences: sequences.get(),
+            repetitions: self.repetitions.get(),
+        };
+        let all = |after: &[usize]| -> Vec<Decode> {
+            after
+                .iter()
+                .flat_map(|&after| self.batch.iter().map(move |&batch| decode(after, batch)))
+                .collect()
+        };
+        let fits = |decode: &Decode| decode.context() <= max_context;
+        let prompts = lengths(&self.prompt).unwrap_or_else(|| {
+            let fitting = |length: &usize| *length < max_context && all(&[*length]).iter().all(fits);
+            let fitting: Vec<usize> = PROMPTS.into_iter().filter(fitting).collect();
+            // A model with less room than that for any of them is given what it has.
+            if fitting.is_empty() { vec![room(max_context, &all(&[0]))] } else { fitting }
+        });
+        if let Some(length) = prompts.iter().find(|&&length| length == 0 || length >= max_context) {
+            bail!(
+                "a prompt of {length} tokens and a new one do not fit the {max_context} that the model was made for"
+            );
         }
+        let shortest = prompts.iter().copied().min().unwrap_or(1);
+        let decodes = all(&lengths(&self.decode_after).unwrap_or_else(|| vec![shortest]));
+        if let Some(decode) = decodes.iter().find(|decode| !fits(decode)) {
+            bail!(
+                "{} tokens generated {} times after {} ones need a context of {}, and the model was made for \
+                 {max_context}",
+                decode.tokens,
+                decode.repetitions,
+                decode.after,
+                decode.context()
+            );
+        }
+        Ok((prompts, decodes))
     }
-    let lengths: Vec<usize> = args.prompt.iter().map(|length| length.get()).collect();
-    match lengths.iter().find(|&&length| length > room) {
-        None if room > 0 => Ok(lengths),
-        found => bail!(
-            "a prompt of {} tokens and {} generated ones are beyond the {max_context} that the model was made for",
-            found.copied().unwrap_or(1),
-            args.generate
-        ),
-    }
+}
+
+/// What was asked for, if anything was.
+fn lengths(asked: &[NonZeroUsize]) -> Option<Vec<usize>> {
+    (!asked.is_empty()).then(|| asked.iter().map(|length| length.get()).collect())
+}
+
+/// What is left of a context beside what decoding without any prompt needs.
+fn room(max_context: usize, decodes: &[Decode]) -> usize {
+    let needed = decodes.iter().map(Decode::context).max().unwrap_or(0);
+    max_context.saturating_sub(needed)
 }

@@ -5,6 +5,7 @@ mod memory;
 mod report;
 
 use anyhow::Result;
+use mantissa::Options;
 use mantissa::cpu::Pool;
 use mantissa::model::arch;
 use mantissa::numerics::{Format, PrecisionPolicy, Preset};
@@ -13,6 +14,7 @@ use crate::context::Context;
 use crate::model::ModelArg;
 use crate::output;
 use losses::{Losses, Measure};
+use memory::Memory;
 use report::Report;
 
 /// Models up to this many bytes of tensors are converted for every policy without being asked: it takes seconds.
@@ -27,7 +29,8 @@ Examples:
   mantissa inspect Qwen/Qwen2.5-7B-Instruct --all --json   measure the losses of all presets, however large the model
 
 What a policy loses is measured by converting the weights as loading would: the largest relative rounding error, and how
-many values would overflow or become zero.")]
+many values would overflow or become zero. The memory is that of the device: on a GPU it is all that a run takes of it, but
+for the driver's own and the code of kernels.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArg,
@@ -66,6 +69,24 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let bar = output::byte_bar("Converting");
     let losses = Losses::of(&program, checkpoint, &targets, &pool, &bar)?;
     bar.finish_and_clear();
-    let report = Report { model: &model, program: &program, policies: &policies, losses: &losses };
+    let backend = context.options_under(None).backend()?;
+    let memory: Vec<Memory> = policies
+        .iter()
+        .map(|&policy| {
+            Memory::of(&program, &policy, |length| {
+                let options = Options { context: Some(length), ..context.options_under(Some(policy)) };
+                model.memory(&options, &*backend).ok()?
+            })
+        })
+        .collect();
+    let info = &backend.info();
+    let report = Report {
+        model: &model,
+        program: &program,
+        policies: &policies,
+        memory: &memory,
+        info,
+        losses: &losses,
+    };
     if args.json { output::json(&report.json()) } else { report.print() }
 }

@@ -1,14 +1,18 @@
 //! What `mantissa bench` prints.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
 use anyhow::{Error, Result};
 use mantissa::Model;
 use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::BackendInfo;
-use serde_json::{Value, json};
+use mantissa::ops::ceilings::Unit;
+use serde_json::{Map, Value, json};
 
-use super::measure::{Ceiling, Measured, Row, Test};
+use super::bound::{Ceiling, Limit};
+use super::decode::Decode;
+use super::measure::{Measured, Row, Test};
 use super::stats::Spread;
 use crate::output;
 use crate::table::{self, Column};
@@ -70,16 +74,16 @@ impl Report<'_> {
             Column::text("device"),
         ];
         let cells = |policy: &PrecisionPolicy, row: &Row| {
-            let unit = row.test.unit();
+            let (bound, unit) = (row.bound, row.bound.limit.unit());
             vec![
                 policy.to_string(),
                 row.test.name(),
                 format!("{:.1}", row.speed.median),
                 format!("{:.1}..{:.1}", row.speed.min, row.speed.max),
                 row.first_token().map_or_else(String::new, |spread| format!("{:.1} ms", spread.median * 1e3)),
-                format!("{}{unit}", table::rate(row.achieved)),
-                row.bound.map_or_else(unknown, |bound| format!("{}{unit}", table::rate(bound.ceiling))),
-                row.bound.map_or_else(unknown, |bound| format!("{:.1} %", 100.0 * bound.share)),
+                format!("{}{unit}", table::rate(bound.achieved)),
+                format!("{}{unit}", table::rate(bound.ceiling)),
+                format!("{:.1} %", 100.0 * bound.share),
                 row.contract.clone(),
                 device.to_owned(),
             ]
@@ -92,36 +96,33 @@ impl Report<'_> {
     }
 
     fn print_memory(&self) -> Result<()> {
-        let columns = [
-            Column::text("policy"),
-            Column::number("load"),
-            Column::number("read"),
-            Column::number("weights"),
-            Column::number("cache"),
-            Column::number("scratch"),
-            Column::number("peak memory"),
-            Column::number("streaming reads"),
-            Column::number("f32 multiply-add"),
-            Column::number("bf16 pairs"),
-        ];
-        let ceiling = |ceilings: Option<&Ceiling>, of: fn(&Ceiling) -> Spread, unit: &str| {
-            let Some(spread) = ceilings.map(of) else { return unknown() };
+        let units: BTreeSet<Unit> =
+            self.measured().flat_map(|(_, measured)| measured.ceiling.multiply.keys().copied()).collect();
+        let headings =
+            ["load", "read", "weights", "cache", "scratch", "predicted", "peak memory", "streaming reads"];
+        let mut columns = vec![Column::text("policy")];
+        columns.extend(headings.map(Column::number));
+        columns.extend(units.iter().map(|unit| Column::number(unit.to_string())));
+        let ceiling = |spread: &Spread, unit: &str| {
             let ends = [spread.min, spread.max].map(|end| table::rate(end).replace(' ', ""));
             format!("{}{unit} ({}..{})", table::rate(spread.median), ends[0], ends[1])
         };
         let cells = |(policy, measured): (&PrecisionPolicy, &Measured)| {
-            vec![
+            let Ceiling { read, multiply } = &measured.ceiling;
+            let mut cells = vec![
                 policy.to_string(),
                 format!("{:.2} s", measured.load_seconds),
                 table::bytes(measured.load_bytes),
                 table::bytes(measured.memory.weights),
                 table::bytes(measured.memory.cache),
                 table::bytes(measured.memory.scratch),
-                measured.peak.map_or_else(|| "unknown".to_owned(), table::bytes),
-                ceiling(measured.ceilings.as_ref(), |ceilings| ceilings.read, "B/s"),
-                ceiling(measured.ceilings.as_ref(), |ceilings| ceilings.f32_fma, "op/s"),
-                ceiling(measured.ceilings.as_ref(), |ceilings| ceilings.bf16_pairs, "op/s"),
-            ]
+                measured.predicted.map_or_else(unknown, |memory| table::bytes(memory.total())),
+                measured.peak.map_or_else(unknown, table::bytes),
+                ceiling(read, "B/s"),
+            ];
+            let rate = |unit| multiply.get(unit).map_or_else(unknown, |rate| ceiling(rate, "op/s"));
+            cells.extend(units.iter().map(rate));
+            cells
         };
         table::print(&columns, &self.measured().map(cells).collect::<Vec<_>>())
     }
@@ -143,13 +144,12 @@ impl Report<'_> {
     }
 
     fn policy_json(&self, policy: &PrecisionPolicy, measured: &Measured) -> Value {
-        let ceilings = measured.ceilings.map(|ceilings| {
-            json!({
-                "read_bytes_per_second": ceilings.read.json(),
-                "f32_fma_operations_per_second": ceilings.f32_fma.json(),
-                "bf16_pairs_operations_per_second": ceilings.bf16_pairs.json(),
-            })
-        });
+        let Ceiling { read, multiply } = &measured.ceiling;
+        let mut ceilings = Map::from_iter([("read_bytes_per_second".to_owned(), read.json())]);
+        ceilings.extend(multiply.iter().map(|(unit, rate)| {
+            let name = unit.to_string().replace([' ', '-'], "_");
+            (format!("{name}_operations_per_second"), rate.json())
+        }));
         let rows: Vec<Value> = measured.rows.iter().map(|row| self.row_json(policy, row)).collect();
         json!({
             "policy": policy.to_string(),
@@ -159,6 +159,7 @@ impl Report<'_> {
                 "weights": measured.memory.weights,
                 "cache": measured.memory.cache,
                 "scratch": measured.memory.scratch,
+                "predicted": measured.predicted.map(|memory| memory.total()),
                 "peak": measured.peak,
             },
             "rows": rows,
@@ -166,18 +167,19 @@ impl Report<'_> {
     }
 
     fn row_json(&self, policy: &PrecisionPolicy, row: &Row) -> Value {
-        let (test, tokens, prompt) = match row.test {
-            Test::Prefill(length) => ("prefill", length, length),
-            Test::Decode { tokens, prompt } => ("decode", tokens, prompt),
+        let (test, tokens, prompt, sequences) = match row.test {
+            Test::Prefill(length) => ("prefill", length, length, 1),
+            Test::Decode(Decode { tokens, after, sequences, .. }) => ("decode", tokens, after, sequences),
         };
-        let bound = match row.test {
-            Test::Prefill(_) => "multiply-add rate",
-            Test::Decode { .. } => "memory bandwidth",
+        let bound = match row.bound.limit {
+            Limit::Multiply => "multiply-add rate",
+            Limit::Memory => "memory bandwidth",
         };
         json!({
             "test": test,
             "tokens": tokens,
             "prompt_tokens": prompt,
+            "sequences": sequences,
             "policy": policy.to_string(),
             "contract": row.contract,
             "device": self.info.device,
@@ -186,14 +188,14 @@ impl Report<'_> {
             "tokens_per_second": row.speed.json(),
             "seconds": row.seconds.json(),
             "bound": bound,
-            "achieved_per_second": row.achieved,
-            "ceiling_per_second": row.bound.map(|bound| bound.ceiling),
-            "share": row.bound.map(|bound| bound.share),
+            "achieved_per_second": row.bound.achieved,
+            "ceiling_per_second": row.bound.ceiling,
+            "share": row.bound.share,
         })
     }
 }
 
-/// Stands where nothing was measured.
+/// Stands where something is not known.
 fn unknown() -> String {
     "-".to_owned()
 }
@@ -202,14 +204,21 @@ impl Test {
     fn name(self) -> String {
         match self {
             Test::Prefill(length) => format!("prefill {length}"),
-            Test::Decode { tokens, prompt } => format!("decode {tokens} after {prompt}"),
+            Test::Decode(Decode { tokens, after, sequences: 1, .. }) => {
+                format!("decode {tokens} after {after}")
+            }
+            Test::Decode(Decode { tokens, after, sequences, .. }) => {
+                format!("decode {tokens} of {sequences} sequences after {after}")
+            }
         }
     }
+}
 
+impl Limit {
     fn unit(self) -> &'static str {
         match self {
-            Test::Prefill(_) => "op/s",
-            Test::Decode { .. } => "B/s",
+            Limit::Multiply => "op/s",
+            Limit::Memory => "B/s",
         }
     }
 }
@@ -219,7 +228,7 @@ impl Row {
     fn first_token(&self) -> Option<Spread> {
         match self.test {
             Test::Prefill(_) => Some(self.seconds),
-            Test::Decode { .. } => None,
+            Test::Decode(_) => None,
         }
     }
 }

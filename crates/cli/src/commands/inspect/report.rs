@@ -8,12 +8,12 @@ use mantissa::model::config::ModelConfig;
 use mantissa::model::rope::RopeScaling;
 use mantissa::model::template::TemplateError;
 use mantissa::numerics::PrecisionPolicy;
-use mantissa::ops::Program;
+use mantissa::ops::{BackendInfo, Program};
 use mantissa::{Error, Model};
 use serde_json::{Value, json};
 
 use super::losses::Losses;
-use super::memory::{Memory, contexts};
+use super::memory::Memory;
 use crate::output;
 use crate::table::{self, Column};
 
@@ -22,6 +22,10 @@ pub struct Report<'a> {
     pub model: &'a Model,
     pub program: &'a Program,
     pub policies: &'a [PrecisionPolicy],
+    /// Of each policy.
+    pub memory: &'a [Memory],
+    /// Where the memory is.
+    pub info: &'a BackendInfo,
     pub losses: &'a Losses,
 }
 
@@ -104,21 +108,32 @@ impl Report<'_> {
     }
 
     fn print_memory(&self) -> Result<()> {
-        heading("Memory of each policy: the cache at several contexts, and with the weights")?;
-        let contexts = contexts(self.program);
+        let of = match self.info.threads {
+            Some(_) => {
+                "Memory of each policy: the cache at several contexts, and with the weights".to_owned()
+            }
+            None => format!(
+                "Memory of each policy on {} ({}): the cache at several contexts, and with weights, values and scratch",
+                self.info.name, self.info.device
+            ),
+        };
+        heading(&of)?;
+        let contexts = self.memory.first().map_or(&[][..], |memory| &memory.contexts);
         let mut columns =
             vec![Column::text("policy"), Column::number("weights"), Column::number("cache/token")];
-        columns.extend(contexts.iter().map(|context| Column::number(format!("at {context}"))));
-        let row = |policy: &PrecisionPolicy| {
-            let memory = Memory::of(self.program, policy);
+        columns.extend(contexts.iter().map(|at| Column::number(format!("at {}", at.context))));
+        let row = |(policy, memory): (&PrecisionPolicy, &Memory)| {
             let mut row =
                 vec![policy.to_string(), table::bytes(memory.weights), table::bytes(memory.per_token)];
-            row.extend(contexts.iter().map(|&context| {
-                format!("{} / {}", table::bytes(memory.cache(context)), table::bytes(memory.total(context)))
-            }));
+            row.extend(
+                memory
+                    .contexts
+                    .iter()
+                    .map(|at| format!("{} / {}", table::bytes(at.cache), table::bytes(at.total))),
+            );
             row
         };
-        table::print(&columns, &self.policies.iter().map(row).collect::<Vec<_>>())
+        table::print(&columns, &self.policies.iter().zip(self.memory).map(row).collect::<Vec<_>>())
     }
 
     fn print_losses(&self) -> Result<()> {
@@ -161,18 +176,17 @@ impl Report<'_> {
     /// Everything for programs.
     pub fn json(&self) -> Value {
         let config = self.model.config();
-        let contexts = contexts(self.program);
         let files = self.files().into_iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes }));
         let tensors = self
             .by_dtype()
             .into_iter()
             .map(|(dtype, (count, bytes))| json!({ "dtype": dtype, "tensors": count, "bytes": bytes }));
-        let policies = self.policies.iter().map(|policy| {
+        let policies = self.policies.iter().zip(self.memory).map(|(policy, memory)| {
             let to = policy.weights();
             let conversions = self.losses.into(to).map(|(from, conversion)| conversion.json(from, to));
             json!({
                 "policy": policy.to_string(),
-                "memory": Memory::of(self.program, policy).json(&contexts),
+                "memory": memory.json(),
                 "conversions": conversions.collect::<Vec<_>>(),
             })
         });
@@ -200,6 +214,7 @@ impl Report<'_> {
             "files": files.collect::<Vec<_>>(),
             "tensors": tensors.collect::<Vec<_>>(),
             "unreadable": self.losses.unreadable,
+            "device": self.info.device,
             "policies": policies.collect::<Vec<_>>(),
         })
     }

@@ -1,0 +1,170 @@
+//! What the machine could do at most, and how much of it was reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, Result};
+use mantissa::numerics::contract::Family;
+use mantissa::ops::ceilings::Unit;
+use mantissa::ops::cost::RunShape;
+use mantissa::ops::{Backend, Plan, Step};
+
+use super::decode::Window;
+use super::stats::Spread;
+
+/// Bytes that are read for a ceiling: far more than any cache holds.
+pub const READ_BYTES: usize = 1 << 30;
+/// Ceilings are measured this often before a policy, and as often after it.
+const SAMPLES: usize = 5;
+
+/// Measurements of the ceilings.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    read: Vec<f64>,
+    multiply: BTreeMap<Unit, Vec<f64>>,
+}
+
+impl Samples {
+    /// Measures how fast memory is read, and how fast the units multiply that a plan names.
+    pub fn take(&mut self, backend: &dyn Backend, plan: &Plan) -> Result<()> {
+        let ceilings = backend.ceilings(READ_BYTES)?;
+        // The first pass finds memory and clocks as somebody else left them.
+        ceilings.read()?;
+        for _ in 0..SAMPLES {
+            self.read.push(ceilings.read()?);
+        }
+        let units: BTreeSet<Unit> = multiplying(plan).map(|step| Unit::of(&step.contract)).collect();
+        for unit in units {
+            let samples = self.multiply.entry(unit).or_default();
+            for _ in 0..SAMPLES {
+                samples.push(ceilings.multiply(unit)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The ceilings that they amount to.
+    pub fn ceiling(self) -> Result<Ceiling> {
+        let spread = |samples| Spread::of(samples).context("no ceilings were measured");
+        let multiply = self.multiply.into_iter().map(|(unit, samples)| Ok((unit, spread(samples)?)));
+        Ok(Ceiling { read: spread(self.read)?, multiply: multiply.collect::<Result<_>>()? })
+    }
+}
+
+/// The ceilings of the machine before and after a policy, taken together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ceiling {
+    /// Streaming reads, bytes per second.
+    pub read: Spread,
+    /// Operations per second of each unit that the plan multiplies with.
+    pub multiply: BTreeMap<Unit, Spread>,
+}
+
+/// What limits a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// How fast memory is read.
+    Memory,
+    /// How fast products are formed.
+    Multiply,
+}
+
+/// How much of the most was reached.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    pub limit: Limit,
+    /// Bytes or operations per second, at the median.
+    pub achieved: f64,
+    /// Bytes or operations per second.
+    pub ceiling: f64,
+    /// How much of the ceiling was reached; of decode the median of the windows, each with its own ceiling.
+    pub share: f64,
+}
+
+impl Ceiling {
+    /// The bound of a run that its products limit.
+    pub fn of_products(&self, plan: &Plan, shape: &RunShape, seconds: f64) -> Bound {
+        let Products { operations, seconds: ideal } = self.products(plan, shape);
+        Bound {
+            limit: Limit::Multiply,
+            achieved: operations / seconds,
+            ceiling: operations / ideal,
+            share: ideal / seconds,
+        }
+    }
+
+    /// The bound of decoding: whichever of memory and products needs longer. Each window is held against the bandwidth
+    /// around it.
+    pub fn of_windows(&self, plan: &Plan, tokens: usize, windows: &[Window]) -> Option<Bound> {
+        let (mut read, mut multiply) = (Vec::new(), Vec::new());
+        for window in windows {
+            let (mut bytes, mut products) = (0, Products::default());
+            for shape in window.shapes(tokens) {
+                let cost = plan.cost(&shape);
+                bytes += cost.weights + cost.cache_read + cost.cache_written;
+                let step = self.products(plan, &shape);
+                products.operations += step.operations;
+                products.seconds += step.seconds;
+            }
+            let rate = bytes as f64 / window.seconds;
+            read.push(Bound {
+                limit: Limit::Memory,
+                achieved: rate,
+                ceiling: window.read,
+                share: rate / window.read,
+            });
+            multiply.push(Bound {
+                limit: Limit::Multiply,
+                achieved: products.operations / window.seconds,
+                ceiling: products.operations / products.seconds,
+                share: products.seconds / window.seconds,
+            });
+        }
+        [median(&read)?, median(&multiply)?].into_iter().max_by(|a, b| a.share.total_cmp(&b.share))
+    }
+
+    /// Operations of linear layers and attention, and the seconds that they take at the peak rate of each one's
+    /// contract. Splitting a prompt into chunks changes neither.
+    fn products(&self, plan: &Plan, shape: &RunShape) -> Products {
+        let mut products = Products::default();
+        for step in multiplying(plan) {
+            let operations = plan.step_cost(step, shape).operations as f64;
+            let rate = self.multiply.get(&Unit::of(&step.contract)).map_or(f64::INFINITY, |rate| rate.median);
+            products.operations += operations;
+            products.seconds += operations / rate;
+        }
+        products
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Products {
+    operations: f64,
+    /// At the peak rates.
+    seconds: f64,
+}
+
+/// The medians of bounds with the same limit.
+fn median(bounds: &[Bound]) -> Option<Bound> {
+    let of = |value: fn(&Bound) -> f64| Some(Spread::of(bounds.iter().map(value).collect())?.median);
+    Some(Bound {
+        limit: bounds.first()?.limit,
+        achieved: of(|bound| bound.achieved)?,
+        ceiling: of(|bound| bound.ceiling)?,
+        share: of(|bound| bound.share)?,
+    })
+}
+
+/// The steps that are matrix products or attention.
+fn multiplying(plan: &Plan) -> impl Iterator<Item = &Step> {
+    plan.steps.iter().filter(|step| match step.op.family() {
+        Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits | Family::Attention => {
+            true
+        }
+        Family::Embedding
+        | Family::RmsNorm
+        | Family::Rope
+        | Family::Softmax
+        | Family::Sdpa
+        | Family::Residual => false,
+    })
+}

@@ -1,0 +1,215 @@
+//! Decoding: sequences that generate together, timed in windows of so many tokens each.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use mantissa::engine::engine::EngineOptions;
+use mantissa::engine::sequence::EndOfText;
+use mantissa::ops::cost::{RunShape, SequenceShape};
+use mantissa::ops::{CeilingError, Ceilings};
+use mantissa::{Flow, GenerateOptions, Generator, Piece, Prompt};
+
+/// Tokens of each sequence that are not timed.
+const WARM_UP: usize = 4;
+
+/// What is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decode {
+    /// Tokens that each sequence generates in a window.
+    pub tokens: usize,
+    /// Tokens of context before the first.
+    pub after: usize,
+    /// Sequences that generate together.
+    pub sequences: usize,
+    /// Windows, one after the other.
+    pub repetitions: usize,
+}
+
+/// One repetition.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    pub seconds: f64,
+    /// Bytes per second of streaming reads around it.
+    pub read: f64,
+    /// Tokens of each sequence when it began.
+    pub contexts: Vec<usize>,
+}
+
+impl Window {
+    /// The shapes of its steps.
+    pub fn shapes(&self, tokens: usize) -> impl Iterator<Item = RunShape> {
+        (0..tokens).map(|step| RunShape {
+            sequences: self
+                .contexts
+                .iter()
+                .map(|context| SequenceShape { rows: 1, context: context + step })
+                .collect(),
+            outputs: self.contexts.len(),
+        })
+    }
+}
+
+impl Decode {
+    /// The longest context that a sequence reaches.
+    pub fn context(&self) -> usize {
+        self.after + self.generated()
+    }
+
+    /// Tokens that the first sequence generates, until the last one has generated those that are timed.
+    fn generated(&self) -> usize {
+        self.stagger() + 1 + WARM_UP + self.tokens * self.repetitions
+    }
+
+    /// Steps at most from the first sequence's first token to the last one's: prompts wait for room in a batch, and every
+    /// sequence that has begun takes one of its rows.
+    fn stagger(&self) -> usize {
+        let rows = EngineOptions::default().chunk.max(self.sequences);
+        (1..self.sequences).map(|begun| self.after.div_ceil(rows - begun)).sum()
+    }
+
+    /// Decodes, and reads memory before and after each window: bandwidth drifts on shared machines, so that each window is
+    /// held against its own.
+    pub fn measure(
+        &self,
+        generator: &mut Generator,
+        prompt: impl Fn(usize, usize) -> Vec<u32>,
+        ceilings: &dyn Ceilings,
+    ) -> Result<Vec<Window>> {
+        let prompts: Vec<Prompt> =
+            (0..self.sequences).map(|sequence| Prompt::Ids(prompt(sequence, self.after))).collect();
+        let options = GenerateOptions {
+            max_tokens: self.generated(),
+            end_of_text: EndOfText::Ignore,
+            ..GenerateOptions::default().greedy()
+        };
+        let mut meter = Meter::new(*self, ceilings);
+        generator.generate_batch(&prompts, &options, |piece| meter.take(&piece))?;
+        if let Some(error) = meter.failed {
+            return Err(error).context("the bandwidth of memory");
+        }
+        if meter.windows.len() < self.repetitions {
+            bail!("{} of {} repetitions were measured", meter.windows.len(), self.repetitions);
+        }
+        Ok(meter.windows)
+    }
+}
+
+/// Watches a generation.
+struct Meter<'a> {
+    decode: Decode,
+    ceilings: &'a dyn Ceilings,
+    /// Tokens of each sequence.
+    contexts: Vec<usize>,
+    /// Sequences that have not begun.
+    waiting: usize,
+    /// Tokens to come before something happens.
+    left: usize,
+    window: Option<(Instant, f64, Vec<usize>)>,
+    windows: Vec<Window>,
+    failed: Option<CeilingError>,
+}
+
+impl Meter<'_> {
+    fn new(decode: Decode, ceilings: &dyn Ceilings) -> Meter<'_> {
+        Meter {
+            decode,
+            ceilings,
+            contexts: vec![decode.after; decode.sequences],
+            waiting: decode.sequences,
+            left: WARM_UP * decode.sequences,
+            window: None,
+            windows: Vec::new(),
+            failed: None,
+        }
+    }
+
+    /// Takes a token. Windows begin and end when every sequence has its next one.
+    fn take(&mut self, piece: &Piece<'_>) -> Flow {
+        if piece.token.is_none() {
+            return Flow::Continue;
+        }
+        let now = Instant::now();
+        let context = &mut self.contexts[piece.prompt];
+        *context += 1;
+        if self.waiting > 0 {
+            self.waiting -= usize::from(*context == self.decode.after + 1);
+            return Flow::Continue;
+        }
+        self.left -= 1;
+        if self.left > 0 {
+            return Flow::Continue;
+        }
+        match self.turn(now) {
+            Ok(()) if self.windows.len() < self.decode.repetitions => Flow::Continue,
+            Ok(()) => Flow::Cancel,
+            Err(error) => {
+                self.failed = Some(error);
+                Flow::Cancel
+            }
+        }
+    }
+
+    /// Ends a window, if there is one, and begins the next.
+    fn turn(&mut self, now: Instant) -> Result<(), CeilingError> {
+        let read = self.ceilings.read()?;
+        if let Some((start, before, contexts)) = self.window.take() {
+            let seconds = now.duration_since(start).as_secs_f64();
+            self.windows.push(Window { seconds, read: f64::midpoint(before, read), contexts });
+        }
+        self.left = self.decode.tokens * self.decode.sequences;
+        self.window = Some((Instant::now(), read, self.contexts.clone()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads faster each time.
+    struct Faster(std::cell::Cell<f64>);
+
+    impl Ceilings for Faster {
+        fn read(&self) -> Result<f64, CeilingError> {
+            self.0.set(self.0.get() + 10.0);
+            Ok(self.0.get())
+        }
+
+        fn multiply(&self, unit: mantissa::ops::ceilings::Unit) -> Result<f64, CeilingError> {
+            Err(CeilingError::Unit { backend: "test".to_owned(), unit })
+        }
+    }
+
+    #[test]
+    fn windows_begin_when_all_sequences_have_begun() {
+        let decode = Decode { tokens: 3, after: 10, sequences: 2, repetitions: 2 };
+        let ceilings = Faster(std::cell::Cell::new(0.0));
+        let mut meter = Meter::new(decode, &ceilings);
+        let mut take = |prompt, token| meter.take(&Piece { prompt, token, text: "" });
+        // A chunk of a prompt, then one sequence alone, then both: as the second begins, the first has three tokens.
+        assert_eq!(take(0, None), Flow::Continue);
+        for prompt in [0, 0, 0, 1] {
+            assert_eq!(take(prompt, Some(7)), Flow::Continue);
+        }
+        let mut taken = 0;
+        while take(taken % 2, Some(7)) == Flow::Continue {
+            taken += 1;
+        }
+        assert_eq!(taken + 1, 2 * (WARM_UP + 2 * 3));
+        let contexts: Vec<&[usize]> = meter.windows.iter().map(|window| &window.contexts[..]).collect();
+        assert_eq!(contexts, [[13 + WARM_UP, 11 + WARM_UP], [16 + WARM_UP, 14 + WARM_UP]]);
+        let reads: Vec<f64> = meter.windows.iter().map(|window| window.read).collect();
+        assert_eq!(reads, [15.0, 25.0]);
+        let shapes: Vec<RunShape> = meter.windows[0].shapes(3).collect();
+        assert_eq!(shapes.len(), 3);
+        assert_eq!(shapes[2].sequences[1], SequenceShape { rows: 1, context: 13 + WARM_UP });
+    }
+
+    #[test]
+    fn contexts_have_room_for_what_the_first_sequence_generates_while_others_wait() {
+        let decode = |after, sequences| Decode { tokens: 8, after, sequences, repetitions: 5 };
+        assert_eq!(decode(100, 1).context(), 100 + 1 + WARM_UP + 40);
+        // The second prompt needs two batches of 511 rows.
+        assert_eq!(decode(1000, 2).context(), 1000 + 2 + 1 + WARM_UP + 40);
+    }
+}
