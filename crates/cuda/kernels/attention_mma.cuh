@@ -74,13 +74,6 @@ __device__ __forceinline__ void load_transposed(u32 (&to)[4], u32 address) {
 
 // -------------------------------------------------------------------------------------------------------- softmax
 
-// 2^x within a relative 2^-22; results below the normal range are zero, 0 gives 1.
-__device__ __forceinline__ float power_of_two(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
-
 __device__ __forceinline__ float base_2(float scale) { return scale * 1.44269504088896340736f; }
 
 // The weight of a score that the row sees; `shift` is finite_or_zero(largest), the largest already times base_2.

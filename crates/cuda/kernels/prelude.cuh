@@ -409,6 +409,13 @@ __device__ __forceinline__ float exponential(float x) {
     return value * float_of(u32(half + 127) << 23) * float_of(u32(n - half + 127) << 23);
 }
 
+// 2^x with a relative error of 2 times 2^-23; results below the normal range are zero, 0 gives 1.
+__device__ __forceinline__ float power_of_two(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
 // e^x for x <= 0 with a relative error of 2 times 2^-23; 0 where the result would be subnormal; NaN at NaN. A third of
 // the instructions of exponential(): attention takes one for each score. Of all arguments the worst has 1.7 times 2^-23
 // on an H200.
@@ -420,8 +427,7 @@ __device__ __forceinline__ float exponential_below_one(float x) {
     float t = x * 1.44269504088896340736f;
     float c = mul_add(t, -0.693147182464599609375f, x);
     c = mul_add(t, 1.9046542e-9f, c);
-    float value;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(t));
+    float value = power_of_two(t);
     return mul_add(value, c, value);
 }
 
