@@ -16,12 +16,14 @@ struct CacheLayer {
 };
 
 // Number of the key vector of a position of a sequence, in vectors; the value's is `value_offset` further.
+__device__ __forceinline__ u32 vector_in_page(const CacheLayer& cache, u32 page, u32 head, u32 position) {
+    u32 slot = position & ((1u << cache.page_shift) - 1);
+    return ((page * cache.heads + head) * 2 << cache.page_shift) + slot;
+}
 __device__ __forceinline__ u32 key_vector(
     const CacheLayer& cache, const u32* block_table, u32 head, u32 position
 ) {
-    u32 page = block_table[position >> cache.page_shift];
-    u32 slot = position & ((1u << cache.page_shift) - 1);
-    return ((page * cache.heads + head) * 2 << cache.page_shift) + slot;
+    return vector_in_page(cache, block_table[position >> cache.page_shift], head, position);
 }
 __device__ __forceinline__ u32 value_offset(const CacheLayer& cache) { return 1u << cache.page_shift; }
 

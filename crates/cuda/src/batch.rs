@@ -10,8 +10,9 @@ use mantissa_ops::{Op, Program};
 
 use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
 use crate::error::CudaError;
-use crate::families::attention::{Route, Tile, Work};
+use crate::families::attention::{Route, Work};
 use crate::families::batch::{BatchView, Sequence};
+use crate::families::tiles::Tile;
 
 const WORD: usize = size_of::<u32>();
 /// Words that parts are aligned to.

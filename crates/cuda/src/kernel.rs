@@ -17,6 +17,7 @@ pub enum SourceFile {
     AttentionDecode,
     AttentionMerge,
     AttentionPrefill,
+    AttentionPrefillMma,
     Ceilings,
     Elementwise,
     Embedding,
@@ -38,10 +39,11 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 20] = [
+    pub const ALL: [SourceFile; 21] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
+        SourceFile::AttentionPrefillMma,
         SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
@@ -67,6 +69,7 @@ impl SourceFile {
             SourceFile::AttentionDecode => "attention_decode",
             SourceFile::AttentionMerge => "attention_merge",
             SourceFile::AttentionPrefill => "attention_prefill",
+            SourceFile::AttentionPrefillMma => "attention_prefill_mma",
             SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
@@ -99,6 +102,12 @@ impl SourceFile {
             SourceFile::AttentionPrefill => {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_prefill.cu"))
             }
+            SourceFile::AttentionPrefillMma => concat!(
+                include_str!("../kernels/cache.cuh"),
+                include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_tile.cuh"),
+                include_str!("../kernels/attention_prefill_mma.cu")
+            ),
             SourceFile::Ceilings => {
                 concat!(include_str!("../kernels/product_mma.cuh"), include_str!("../kernels/ceilings.cu"))
             }

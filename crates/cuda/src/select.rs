@@ -152,9 +152,7 @@ pub(crate) fn required_kernels(
             _ => limits.rows,
         };
         let products = formats.products(&plan.program, &step.op);
-        let gather = matches!(step.op, Op::Logits(_))
-            && products.iter().any(|product| product.needs_library(rows, chooser));
-        let gather = gather.then(library::gather_spec);
+        let gather = gathers(&step.op, &products, rows, chooser);
         let products = products.iter().flat_map(|product| product.kernels(rows, chooser));
         let attention = match &step.op {
             Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
@@ -169,6 +167,12 @@ pub(crate) fn required_kernels(
         }
     }
     all
+}
+
+/// The kernel that gathers the wanted rows for a library, where it serves products of `rows` of them.
+fn gathers(op: &Op, products: &[WeightProduct], rows: usize, chooser: &Chooser) -> Option<KernelSpec> {
+    let served = products.iter().any(|product| product.needs_library(rows, chooser));
+    (matches!(op, Op::Logits(_)) && served).then(library::gather_spec)
 }
 
 fn attention_kernels(formats: Formats, heads: Heads, kinds: &[AttentionKind]) -> Vec<KernelSpec> {
@@ -189,30 +193,35 @@ pub(crate) fn choose(
     if let Op::Attention(op) = op {
         return choose_attention(formats, op.heads, class, chooser);
     }
-    let rows = typical_rows(class);
+    let rows = typical_rows(op, class);
     let products = formats.products(program, op);
     let why = match (products.first(), op) {
         (Some(product), _) => product.why(rows, chooser),
         (None, Op::Softmax(op)) => chooser.why_softmax(formats.activations, program.value(op.input).width),
         (None, _) => "the only variant".to_owned(),
     };
-    let other = formats.other(program, op, chooser).map(|spec| spec.to_string());
-    let names = products.iter().map(|product| product.name(rows, chooser)).chain(other);
+    let text = |spec: KernelSpec| spec.to_string();
+    let gather = gathers(op, &products, rows, chooser).map(text);
+    let products = products.iter().map(|product| product.name(rows, chooser));
+    let names = gather.into_iter().chain(products).chain(formats.other(program, op, chooser).map(text));
     let kernel = names.collect::<Vec<_>>().join(" + ");
     KernelChoice { kernel, why }
 }
 
-/// The largest batch of a class, or for prefill a usual one.
-fn typical_rows(class: ShapeClass) -> usize {
-    match class {
-        ShapeClass::Decode => 1,
-        ShapeClass::SmallBatch => 16,
-        ShapeClass::Prefill => 512,
+/// The rows of an op in the largest batch of a class, or for prefill in a usual one.
+fn typical_rows(op: &Op, class: ShapeClass) -> usize {
+    match (class, op) {
+        (ShapeClass::Decode, _) => 1,
+        (ShapeClass::SmallBatch, _) => 16,
+        // Of a prompt the last row is wanted.
+        (ShapeClass::Prefill, Op::Logits(_)) => 1,
+        (ShapeClass::Prefill, _) => 512,
     }
 }
 
 fn choose_attention(formats: Formats, heads: Heads, class: ShapeClass, chooser: &Chooser) -> KernelChoice {
-    let route = match attention::route(heads, formats.cache, chooser.shared_per_block()) {
+    let shared = chooser.shared_per_block();
+    let route = match attention::route(formats.activations, formats.cache, heads, shared) {
         Ok(route) => route,
         Err(refusal) => return KernelChoice { kernel: "none".to_owned(), why: refusal.to_string() },
     };
@@ -220,14 +229,14 @@ fn choose_attention(formats: Formats, heads: Heads, class: ShapeClass, chooser: 
     // Decode and small batches are rows of different sequences, prefill is many rows of one.
     let by_rows = match route {
         Route::Rows => true,
-        Route::Tiles => false,
-        Route::RowsAndTiles => class != ShapeClass::Prefill,
+        Route::Tiles(_) => false,
+        Route::RowsAndTiles(_) => class != ShapeClass::Prefill,
     };
     let why = match (route, by_rows) {
         (Route::Rows, _) => "tiles of these heads do not fit the device's shared memory",
-        (Route::Tiles, _) => "too many query heads share a key head for the kernel of single rows",
-        (Route::RowsAndTiles, true) => "one row a sequence: spans of the cache are split over blocks",
-        (Route::RowsAndTiles, false) => "many rows a sequence: tiles of queries share each block of keys",
+        (Route::Tiles(_), _) => "too many query heads share a key head for the kernel of single rows",
+        (Route::RowsAndTiles(_), true) => "one row a sequence: spans of the cache are split over blocks",
+        (Route::RowsAndTiles(_), false) => "many rows a sequence: tiles of queries share each block of keys",
     };
     let kernels: Vec<KernelSpec> = match specs.rows {
         Some((decode, merge)) if by_rows => vec![decode, merge],

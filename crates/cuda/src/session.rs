@@ -26,7 +26,7 @@ use crate::needs::{Needs, Taken};
 use crate::reducer::{self, Completeness, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
-use crate::steps::{LaunchTarget, Runner};
+use crate::steps::{LaunchTarget, Runner, StepError};
 use crate::tables::RopeTables;
 use crate::values::Values;
 use crate::weights::{Loader, Weights};
@@ -182,7 +182,7 @@ impl CudaSession {
         &mut self,
         requests: &[Request<'_>],
         reduced: &mut [Reduced],
-    ) -> Result<Vec<usize>, CudaError> {
+    ) -> Result<Vec<usize>, StepError> {
         let reducer = self.reducer.as_mut().filter(|reducer| reducer.has_room(requests));
         let (Some(reducer), Some(logits)) = (reducer, self.plan.program.logits()) else {
             return Ok((0..requests.len()).collect());
@@ -190,16 +190,19 @@ impl CudaSession {
         self.device.bind()?;
         let logits = self.values.place(logits);
         let (kernels, args) = reducer.prepare(requests, logits, &self.scratch.reduction);
-        for kernel in kernels {
-            let shape = kernel.launch_shape(requests.len(), logits.width as usize);
-            if let Some(loaded) = self.kernels.get(&kernel.spec()) {
-                // SAFETY: the arguments mirror the kernels', which are all of one file. Their addresses are those of the
-                // session's scratch and of the reducer's page-locked memory, laid out for as many rows as there are
-                // requests at most, and of the logits of these rows; the stream is synchronized below.
-                unsafe { self.stream.launch(loaded, shape, &args) }?;
-            }
-        }
+        let launch = |kernel: sampling::Kernel| {
+            let (spec, shape) = (kernel.spec(), kernel.launch_shape(requests.len(), logits.width as usize));
+            let loaded = self.kernels.get(&spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
+            // SAFETY: the arguments mirror the kernels', which are all of one file. Their addresses are those of the
+            // session's scratch and of the reducer's page-locked memory, laid out for at least as many rows as there are
+            // requests, and of the logits of these rows. The stream is synchronized before any of it goes or is written.
+            Ok::<_, StepError>(unsafe { self.stream.launch(loaded, shape, &args) }?)
+        };
+        kernels.iter().try_for_each(|&kernel| launch(kernel))?;
         self.stream.synchronize()?;
+        if kernels.contains(&sampling::Kernel::Penalise) {
+            launch(sampling::Kernel::Restore)?;
+        }
         let (mut missing, mut first_seen) = (Vec::new(), 0);
         for (row, (request, reduced)) in requests.iter().zip(reduced).enumerate() {
             if reducer.read(row, request, first_seen, reduced) == Completeness::Missing {
@@ -298,7 +301,7 @@ fn logit_bytes(plan: &Plan, outputs: usize) -> usize {
 fn attention_kinds(plan: &Plan, chooser: &Chooser) -> Result<Vec<AttentionKind>, PrepareError> {
     let shared = chooser.shared_per_block();
     let kind = |heads| {
-        let route = attention::route(heads, plan.cache_format(), shared)
+        let route = attention::route(plan.policy.activations(), plan.cache_format(), heads, shared)
             .map_err(|error| PrepareError::Part { what: "attention", message: error.to_string() })?;
         Ok(AttentionKind { heads, route })
     };
@@ -400,7 +403,11 @@ impl Session for CudaSession {
             return Err(RunError::Reductions { got: requests.len(), rows });
         }
         reduced.resize_with(rows, Reduced::default);
-        let missing = self.reduce_on_device(requests, reduced).map_err(Failure::from)?;
+        let missing = self.reduce_on_device(requests, reduced).map_err(|error| {
+            // The requests are of the caller's next call, too, and launches that were made read them.
+            let _ = self.stream.synchronize();
+            RunError::Kernel { step: "reducing the logits".to_owned(), message: error.to_string() }
+        })?;
         if missing.is_empty() {
             return Ok(());
         }

@@ -368,12 +368,11 @@ impl Runner<'_> {
                 }
             }
         }
-        match &specs.tiles {
-            Some(tiles) => {
-                let launch = attention::prefill_launch(op.heads, work.tiles.len());
-                self.launch(tiles, launch, &args)
+        match (&specs.tiles, kind.route.tiling()) {
+            (Some(tiles), Some(tiling)) => {
+                self.launch(tiles, tiling.launch(op.heads, work.tiles.len()), &args)
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mantissa_cuda::compile::{Arch, Compiler, Nvrtc};
-use mantissa_cuda::families::attention::Route;
 use mantissa_cuda::families::norm::Addition;
 use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
-use mantissa_cuda::families::{attention, elementwise, embedding, norm, products, qkv, rope, sdpa, softmax};
+use mantissa_cuda::families::{
+    attention, elementwise, embedding, norm, products, qkv, rope, sampling, sdpa, softmax,
+};
 use mantissa_cuda::kernel::{Alias, KernelSpec, SourceFile};
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, ContractQuery, Family};
@@ -67,8 +68,10 @@ fn product_kernels(weights: Format, activations: Format, epilogue: Epilogue) -> 
 
 fn attention_kernels(activations: Format, cache: CacheFormat, heads: &[Heads]) -> Vec<KernelSpec> {
     let mut all = Vec::new();
-    for &heads in heads {
-        let specs = attention::specs(activations, cache, heads, Route::RowsAndTiles);
+    for (&heads, device) in heads.iter().flat_map(|heads| DEVICES.map(|device| (heads, device))) {
+        let route =
+            attention::route(activations, cache, heads, device.shared_per_block).expect("heads of models");
+        let specs = attention::specs(activations, cache, heads, route);
         all.extend(specs.rows.into_iter().flat_map(|(decode, merge)| [decode, merge]));
         all.extend(specs.tiles);
     }
@@ -94,7 +97,9 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
         Family::Residual => vec![elementwise::spec(activations)],
         Family::Matmul => product(Epilogue::Store),
         Family::SwiGlu => product(Epilogue::SwiGlu),
-        Family::Logits => product(Epilogue::Plain),
+        Family::Logits => {
+            [product(Epilogue::Plain), sampling::Kernel::ALL.map(sampling::Kernel::spec).to_vec()].concat()
+        }
         Family::Ffn => [product(Epilogue::SwiGlu), product(Epilogue::Store)].concat(),
         Family::Qkv => [vec![qkv::spec(activations, cache)], product(Epilogue::Plain)].concat(),
         Family::Attention => attention_kernels(activations, cache, heads),
@@ -128,11 +133,13 @@ fn is_hot(spec: &KernelSpec) -> bool {
         spec.file,
         SourceFile::AttentionDecode
             | SourceFile::AttentionPrefill
+            | SourceFile::AttentionPrefillMma
             | SourceFile::ProductFmaGemm
             | SourceFile::ProductFmaSmall
             | SourceFile::ProductMmaGemm
             | SourceFile::ProductMmaSmall
             | SourceFile::Norm
+            | SourceFile::Sampling
     );
     family && !spec.aliases.contains(&ragged)
 }

@@ -1,8 +1,8 @@
-//! Flash attention over the paged cache: `kernels/attention_{decode,merge,prefill}.cu`.
+//! Flash attention over the paged cache: `kernels/attention_{decode,merge}.cu`, and those of [`tiles`](super::tiles).
 //!
 //! Single rows of a sequence are split into their spans, one block for each span and key head, whose results a second
-//! kernel merges; longer runs of rows are cut into tiles of up to 64 rows of one key head. Both give the same bits, so
-//! that which rows go where is a matter of speed.
+//! kernel merges; longer runs of rows are cut into tiles. Both give the same bits, so that which rows go where is a matter
+//! of speed.
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, Order};
@@ -11,6 +11,7 @@ use mantissa_ops::op::{Heads, Mask};
 
 use super::batch::BatchView;
 use super::cache::{self, CacheLayer};
+use super::tiles::{Tile, Tiling};
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 
 /// Positions of a span.
@@ -19,9 +20,6 @@ pub const SPAN: usize = 64;
 /// The order of attention's sums: spans, merged ascending. Within a span a score is one ascending chain over the head's
 /// dimensions, the sum of weights is 16 chains (position modulo 16) and a tree, and an output is one ascending chain.
 pub const ORDER: Order = Order::Spans { positions: SPAN };
-
-/// Rows of a tile: consecutive tokens with all query heads of one key head.
-const TILE_ROWS: usize = 64;
 
 /// Query heads of one key head that the kernel of single rows can serve: they have registers each.
 const MAX_DECODE_GROUP: usize = 16;
@@ -55,14 +53,28 @@ pub struct Args {
     pub unused: u32,
 }
 
-/// Query rows of one sequence that a block of the prefill kernel works on.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Tile {
-    /// Its first row in the batch.
-    pub first_row: u32,
-    /// Rows of the batch, `64 / group` at most.
-    pub tokens: u32,
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// The tensor cores: queries of 16 bits, and a cache of the same format or one that converts to it exactly.
+    Matrix,
+    /// The CUDA cores, in f32.
+    Fma,
+}
+
+/// What multiplies queries of a format with a cache: part of the contract.
+pub fn unit(activations: Format, cache: CacheFormat) -> Unit {
+    match (activations, cache.format) {
+        (Format::F16, Format::F16 | Format::F8E4M3) | (Format::Bf16, Format::Bf16 | Format::F8E4M3) => {
+            Unit::Matrix
+        }
+        _ => Unit::Fma,
+    }
+}
+
+/// Query heads of each key head.
+pub(super) fn group(heads: Heads) -> usize {
+    heads.query.checked_div(heads.key_value).unwrap_or(0)
 }
 
 /// Heads for which there is no kernel.
@@ -84,29 +96,45 @@ pub struct UnsupportedHeads {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// Single rows by their own kernel, others in tiles.
-    RowsAndTiles,
+    RowsAndTiles(Tiling),
     /// Every row by the kernel of single rows: tiles do not fit the device's shared memory.
     Rows,
     /// Every row in tiles: there are too many query heads for the kernel of single rows.
-    Tiles,
+    Tiles(Tiling),
 }
 
-/// Chooses the kernels for heads and a cache on a device whose blocks can have `shared` bytes of shared memory.
+impl Route {
+    /// How it cuts rows into tiles, if it does.
+    pub fn tiling(self) -> Option<Tiling> {
+        match self {
+            Route::RowsAndTiles(tiling) | Route::Tiles(tiling) => Some(tiling),
+            Route::Rows => None,
+        }
+    }
+}
+
+/// Chooses the kernels for queries of a format, heads and a cache on a device whose blocks can have `shared` bytes of
+/// shared memory.
 ///
 /// # Errors
 /// [`UnsupportedHeads`] where no kernel fits.
-pub fn route(heads: Heads, cache: CacheFormat, shared: u32) -> Result<Route, UnsupportedHeads> {
-    let group = heads.query.checked_div(heads.key_value).unwrap_or(0);
+pub fn route(
+    activations: Format,
+    cache: CacheFormat,
+    heads: Heads,
+    shared: u32,
+) -> Result<Route, UnsupportedHeads> {
+    let group = group(heads);
     let possible = group > 0 && heads.dim > 0 && heads.dim.is_multiple_of(8) && heads.dim <= 256;
     // The kernel of single rows has static shared memory as well.
     let rows = group <= MAX_DECODE_GROUP
         && decode_shared(heads.dim, cache.format) + decode_static_shared(heads) <= shared as usize;
-    let tiles = group <= TILE_ROWS && prefill_shared(heads.dim) <= shared as usize;
-    match (possible && rows, possible && tiles) {
-        (true, true) => Ok(Route::RowsAndTiles),
-        (true, false) => Ok(Route::Rows),
-        (false, true) => Ok(Route::Tiles),
-        (false, false) => Err(UnsupportedHeads { heads, shared }),
+    let tiling = Tiling::choose(unit(activations, cache), heads, shared).filter(|_| possible);
+    match (possible && rows, tiling) {
+        (true, Some(tiling)) => Ok(Route::RowsAndTiles(tiling)),
+        (true, None) => Ok(Route::Rows),
+        (false, Some(tiling)) => Ok(Route::Tiles(tiling)),
+        (false, None) => Err(UnsupportedHeads { heads, shared }),
     }
 }
 
@@ -136,9 +164,9 @@ pub fn specs(activations: Format, cache: CacheFormat, heads: Heads, route: Route
             KernelSpec { file: SourceFile::AttentionMerge, entry: "attention_merge", aliases: aliases() };
         (decode, merge)
     };
-    let tiles =
-        || KernelSpec { file: SourceFile::AttentionPrefill, entry: "attention_prefill", aliases: aliases() };
-    Specs { rows: (route != Route::Tiles).then(rows), tiles: (route != Route::Rows).then(tiles) }
+    let by_rows = !matches!(route, Route::Tiles(_));
+    let tiles = route.tiling().map(|tiling| tiling.spec(activations, cache, heads));
+    Specs { rows: by_rows.then(rows), tiles }
 }
 
 /// Which rows of a batch go to which kernel. The lists are uploaded with the batch and serve all layers.
@@ -156,14 +184,14 @@ pub struct Work {
 impl Work {
     /// Divides a batch.
     pub fn divide(batch: &Batch<'_>, heads: Heads, route: Route) -> Work {
-        let step = (TILE_ROWS * heads.key_value / heads.query.max(1)).max(1);
+        let step = route.tiling().map_or(1, |tiling| tiling.tokens(heads));
         let mut work = Work::default();
         for sequence in batch.sequences {
             let rows = sequence.rows.clone();
             let single = match route {
-                Route::RowsAndTiles => rows.len() == 1,
+                Route::RowsAndTiles(_) => rows.len() == 1,
                 Route::Rows => true,
-                Route::Tiles => false,
+                Route::Tiles(_) => false,
             };
             if single {
                 work.rows.extend(rows.map(|row| row as u32));
@@ -219,9 +247,9 @@ pub fn rows_at_once(heads: Heads, spans: usize) -> usize {
 /// Bytes of `parts` and of `part_softmax` that suffice for every batch of a session.
 pub fn scratch_bytes(heads: Heads, limits: &Limits, mask: Mask, route: Route) -> (usize, usize) {
     let rows = match route {
-        Route::RowsAndTiles => limits.sequences.min(limits.rows),
+        Route::RowsAndTiles(_) => limits.sequences.min(limits.rows),
         Route::Rows => limits.rows,
-        Route::Tiles => return (0, 0),
+        Route::Tiles(_) => return (0, 0),
     };
     // Fewer spans allow more rows at once, but never more bytes than the budget or one row's.
     let (outputs, softmax) = part_bytes(heads, most_spans(limits, mask));
@@ -246,12 +274,6 @@ fn decode_static_shared(heads: Heads) -> usize {
     (group * (heads.dim + SPAN + 2) + 3 * SPAN) * size_of::<f32>()
 }
 
-fn prefill_shared(dim: usize) -> usize {
-    let wide = dim.next_multiple_of(64) + 4;
-    let floats = (TILE_ROWS + SPAN) * wide + TILE_ROWS * (SPAN + 4);
-    (floats + 2 * TILE_ROWS + 3 * SPAN) * size_of::<f32>()
-}
-
 /// The launch of the kernel of single rows, for `rows` of them and `spans` spans at most.
 pub fn decode_launch(heads: Heads, cache: CacheFormat, rows: usize, spans: usize) -> Launch {
     let shared = decode_shared(heads.dim, cache.format) as u32;
@@ -263,13 +285,6 @@ pub fn merge_launch(heads: Heads, rows: usize) -> Launch {
     Launch { grid: [heads.query as u32, rows as u32, 1], block: 128, shared: 0 }
 }
 
-/// The launch of the kernel of tiles.
-pub fn prefill_launch(heads: Heads, tiles: usize) -> Launch {
-    let block = if heads.dim <= 64 { 128 } else { 256 };
-    let shared = prefill_shared(heads.dim) as u32;
-    Launch { grid: [tiles as u32, heads.key_value as u32, 1], block, shared }
-}
-
 #[cfg(test)]
 mod tests {
     use mantissa_ops::batch::SequenceRows;
@@ -278,6 +293,8 @@ mod tests {
 
     const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
     const BF16: CacheFormat = CacheFormat::plain(Format::Bf16);
+    const BOTH: Route = Route::RowsAndTiles(Tiling::Fma);
+    const TILES: Route = Route::Tiles(Tiling::Fma);
 
     fn batch_of<'a>(sequences: &'a [SequenceRows<'a>], positions: &'a [u32]) -> Batch<'a> {
         Batch { tokens: positions, positions, sequences, outputs: &[] }
@@ -285,28 +302,35 @@ mod tests {
 
     #[test]
     fn routes_follow_heads_and_shared_memory() {
-        assert_eq!(route(QWEN, BF16, 101_376), Ok(Route::RowsAndTiles));
+        // f16 with bf16: not for the tensor cores.
+        let fma = |heads, shared| route(Format::F16, BF16, heads, shared);
+        assert_eq!(fma(QWEN, 101_376), Ok(BOTH));
         let wide = Heads { dim: 256, ..QWEN };
-        assert_eq!(route(wide, BF16, 101_376), Ok(Route::Rows));
-        assert_eq!(route(wide, BF16, 232_448), Ok(Route::RowsAndTiles));
+        assert_eq!(fma(wide, 101_376), Ok(Route::Rows));
+        assert_eq!(fma(wide, 232_448), Ok(BOTH));
         let many = Heads { query: 64, key_value: 2, dim: 128 };
-        assert_eq!(route(many, BF16, 101_376), Ok(Route::Tiles));
+        assert_eq!(fma(many, 101_376), Ok(TILES));
         for heads in [Heads { dim: 20, ..QWEN }, Heads { dim: 320, ..QWEN }, Heads { query: 0, ..QWEN }] {
-            assert_eq!(route(heads, BF16, 232_448), Err(UnsupportedHeads { heads, shared: 232_448 }));
+            assert_eq!(fma(heads, 232_448), Err(UnsupportedHeads { heads, shared: 232_448 }));
         }
-        let too_many = Heads { query: 130, key_value: 2, dim: 64 };
-        assert!(route(too_many, BF16, 232_448).is_err());
-        for format in [Format::F32, Format::F16, Format::F8E4M3] {
-            for dim in (8..=256).step_by(8) {
-                let heads = Heads { query: 4, key_value: 4, dim };
-                assert!(route(heads, CacheFormat::plain(format), 101_376).is_ok(), "{format} {dim}");
+        let too_many = Heads { query: 130, key_value: 1, dim: 64 };
+        for activations in [Format::F16, Format::Bf16] {
+            assert!(route(activations, BF16, too_many, 232_448).is_err());
+        }
+        for activations in [Format::F32, Format::F16, Format::Bf16] {
+            for cache in [Format::F32, Format::F16, Format::F8E4M3] {
+                for dim in (8..=256).step_by(8) {
+                    let heads = Heads { query: 4, key_value: 4, dim };
+                    let route = route(activations, CacheFormat::plain(cache), heads, 101_376);
+                    assert!(route.is_ok(), "{activations} {cache} {dim}");
+                }
             }
         }
     }
 
     #[test]
     fn specs_are_those_of_the_route() {
-        let both = specs(Format::F16, BF16, QWEN, Route::RowsAndTiles);
+        let both = specs(Format::F16, BF16, QWEN, BOTH);
         let (decode, merge) = both.rows.expect("rows");
         assert_eq!(
             decode.to_string(),
@@ -314,7 +338,7 @@ mod tests {
         );
         assert_eq!(merge.to_string(), "attention_merge.attention_merge[A=f16,C=bf16,S=f32,SCALED=0,DIM=64]");
         assert!(both.tiles.is_some());
-        assert_eq!(specs(Format::F16, BF16, QWEN, Route::Tiles).rows, None);
+        assert_eq!(specs(Format::F16, BF16, QWEN, TILES).rows, None);
         assert_eq!(specs(Format::F16, BF16, QWEN, Route::Rows).tiles, None);
     }
 
@@ -325,7 +349,7 @@ mod tests {
         let sequences = [sequence(0..20), sequence(20..21), sequence(21..23)];
         let positions: Vec<u32> = (100..120).chain([500]).chain([7, 8]).collect();
         let batch = batch_of(&sequences, &positions);
-        for route in [Route::RowsAndTiles, Route::Rows, Route::Tiles] {
+        for route in [BOTH, Route::Rows, TILES] {
             let work = Work::divide(&batch, QWEN, route);
             let mut rows = work.rows.clone();
             for tile in &work.tiles {
@@ -335,7 +359,7 @@ mod tests {
             rows.sort_unstable();
             assert_eq!(rows, (0..23).collect::<Vec<u32>>(), "{route:?}");
         }
-        let work = Work::divide(&batch, QWEN, Route::RowsAndTiles);
+        let work = Work::divide(&batch, QWEN, BOTH);
         assert_eq!(work.rows, [20]);
         assert_eq!(work.tiles[0], Tile { first_row: 18, tokens: 2 });
         assert_eq!(work.span_bucket, 8);
@@ -349,7 +373,7 @@ mod tests {
         for (context, sequences) in [(64, 1), (4096, 8), (131_072, 64)] {
             let limits = Limits { rows: 512, outputs: 1, sequences, pages: 1, page_size: 16, context };
             for mask in [Mask::Causal, Mask::SlidingWindow { window: 1000 }] {
-                for route in [Route::RowsAndTiles, Route::Rows] {
+                for route in [BOTH, Route::Rows] {
                     let (outputs, softmax) = scratch_bytes(QWEN, &limits, mask, route);
                     let most = most_spans(&limits, mask);
                     let rows = if route == Route::Rows { limits.rows } else { sequences };
@@ -362,6 +386,6 @@ mod tests {
             }
         }
         let limits = Limits { rows: 8, outputs: 1, sequences: 8, pages: 1, page_size: 16, context: 4096 };
-        assert_eq!(scratch_bytes(QWEN, &limits, Mask::Causal, Route::Tiles), (0, 0));
+        assert_eq!(scratch_bytes(QWEN, &limits, Mask::Causal, TILES), (0, 0));
     }
 }

@@ -20,6 +20,7 @@ pub mod rope;
 pub mod sampling;
 pub mod sdpa;
 pub mod softmax;
+pub mod tiles;
 
 /// One block of `threads` for each row.
 fn block_per_row(rows: usize, threads: u32) -> Launch {

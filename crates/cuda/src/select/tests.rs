@@ -127,7 +127,8 @@ impl Backend for Planner {
 
 fn required(plan: &Plan, chooser: &Chooser) -> Vec<KernelSpec> {
     let limits = Limits { rows: 512, outputs: 512, sequences: 8, pages: 64, page_size: 16, context: 1024 };
-    let route = attention::route(QWEN, plan.cache_format(), chooser.shared_per_block()).unwrap();
+    let (activations, cache) = (plan.policy.activations(), plan.cache_format());
+    let route = attention::route(activations, cache, QWEN, chooser.shared_per_block()).unwrap();
     required_kernels(plan, &limits, &[AttentionKind { heads: QWEN, route }], chooser)
 }
 
@@ -202,6 +203,9 @@ fn a_plan_shows_whose_products_were_chosen_and_why() {
     assert_eq!(why, asked);
     assert!(show(library, "attention_output", decode).0.starts_with("product_mma_small."));
     assert_eq!(show(always, "attention_output", decode).0, "cublaslt");
+    assert_eq!(show(always, "logits", decode).0, "library_gather.library_gather[] + cublaslt");
+    // Of a prompt only the last row's logits are wanted.
+    assert!(show(library, "logits", prefill).1.starts_with("1 rows, at most 32"));
     assert!(show(Preferences::default(), "logits", decode).1.starts_with("1 rows, at most 32"));
 }
 

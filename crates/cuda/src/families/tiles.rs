@@ -1,0 +1,175 @@
+//! Attention of many query rows of a sequence, in tiles: `kernels/attention_prefill_mma.cu` on the tensor cores,
+//! `kernels/attention_prefill.cu` on the CUDA cores.
+
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::CacheFormat;
+use mantissa_ops::op::Heads;
+
+use super::attention::{self, SPAN, Unit};
+use super::cache;
+use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
+
+/// Query rows of one sequence that a block works on: consecutive tokens with all query heads of one key head.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Tile {
+    /// Its first row in the batch.
+    pub first_row: u32,
+    /// Rows of the batch, as many as the tiling has room for at most.
+    pub tokens: u32,
+}
+
+/// How rows are cut into tiles, and which kernel computes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tiling {
+    /// On the CUDA cores.
+    Fma,
+    /// On the tensor cores.
+    Matrix(MatrixTiling),
+}
+
+/// Tiles for the tensor cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixTiling {
+    /// Rows of a tile, 16 a warp.
+    rows: usize,
+    /// Spans that shared memory has room for: with two, one is loaded while the other is computed.
+    stages: usize,
+}
+
+/// Values of a panel, in which the kernel for the tensor cores divides vectors.
+const PANEL: usize = 64;
+
+impl MatrixTiling {
+    /// From the fastest to what fits the least shared memory.
+    const ALL: [MatrixTiling; 3] = [
+        MatrixTiling { rows: 128, stages: 2 },
+        MatrixTiling { rows: 64, stages: 2 },
+        MatrixTiling { rows: 64, stages: 1 },
+    ];
+
+    /// The size of `Shared` of `kernels/attention_tile.cuh`, which is checked when that is compiled.
+    fn shared(self, dim: usize) -> usize {
+        let MatrixTiling { rows, stages } = self;
+        let panels = dim.div_ceil(PANEL);
+        // Queries of 16 bits, keys and values of the stages, outputs before the current section.
+        let vectors = panels * PANEL * (2 * rows + stages * 2 * 2 * SPAN + 4 * rows);
+        let softmax = 2 * 8 * self.threads();
+        vectors + softmax + 2 * SPAN * 3 * size_of::<f32>()
+    }
+
+    /// A thread has two rows, of which four threads share one.
+    fn threads(self) -> usize {
+        2 * self.rows
+    }
+}
+
+impl Tiling {
+    /// The tiling for a unit and heads on a device whose blocks can have `shared` bytes of shared memory; `None` where
+    /// tiles do not fit, or do not have room for one token.
+    pub fn choose(unit: Unit, heads: Heads, shared: u32) -> Option<Tiling> {
+        let fits = |tiling: &Tiling| {
+            attention::group(heads) <= tiling.rows() && tiling.shared(heads.dim) <= shared as usize
+        };
+        match unit {
+            Unit::Fma => Some(Tiling::Fma).filter(fits),
+            Unit::Matrix => MatrixTiling::ALL.map(Tiling::Matrix).into_iter().find(fits),
+        }
+    }
+
+    fn rows(self) -> usize {
+        match self {
+            Tiling::Fma => 64,
+            Tiling::Matrix(tiling) => tiling.rows,
+        }
+    }
+
+    fn shared(self, dim: usize) -> usize {
+        match self {
+            Tiling::Fma => {
+                let wide = dim.next_multiple_of(64) + 4;
+                let floats = (self.rows() + SPAN) * wide + self.rows() * (SPAN + 4);
+                (floats + 2 * self.rows() + 3 * SPAN) * size_of::<f32>()
+            }
+            Tiling::Matrix(tiling) => tiling.shared(dim),
+        }
+    }
+
+    /// Tokens of a tile.
+    pub fn tokens(self, heads: Heads) -> usize {
+        (self.rows() / attention::group(heads).max(1)).max(1)
+    }
+
+    /// The kernel for queries and a cache of these formats.
+    pub fn spec(self, activations: Format, cache: CacheFormat, heads: Heads) -> KernelSpec {
+        let mut aliases = cache::aliases(activations, cache);
+        aliases.push(Alias::count("DIM", heads.dim as u32));
+        match self {
+            Tiling::Fma => {
+                KernelSpec { file: SourceFile::AttentionPrefill, entry: "attention_prefill", aliases }
+            }
+            Tiling::Matrix(MatrixTiling { rows, stages }) => {
+                aliases.push(Alias::count("ROWS", rows as u32));
+                aliases.push(Alias::count("STAGES", stages as u32));
+                aliases.push(Alias::count("SHARED", self.shared(heads.dim) as u32));
+                KernelSpec { file: SourceFile::AttentionPrefillMma, entry: "attention_prefill_mma", aliases }
+            }
+        }
+    }
+
+    /// The launch for a number of tiles. Key heads of a tile are neighbours, so that tiles start in the order of their
+    /// list.
+    pub fn launch(self, heads: Heads, tiles: usize) -> Launch {
+        let shared = self.shared(heads.dim) as u32;
+        match self {
+            Tiling::Fma => {
+                let block = if heads.dim <= 64 { 128 } else { 256 };
+                Launch { grid: [tiles as u32, heads.key_value as u32, 1], block, shared }
+            }
+            Tiling::Matrix(tiling) => {
+                let blocks = tiles * heads.key_value;
+                Launch { grid: [blocks as u32, 1, 1], block: tiling.threads() as u32, shared }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
+
+    fn matrix(heads: Heads, shared: u32) -> Option<(usize, usize)> {
+        match Tiling::choose(Unit::Matrix, heads, shared)? {
+            Tiling::Matrix(MatrixTiling { rows, stages }) => Some((rows, stages)),
+            Tiling::Fma => panic!("not what was asked for"),
+        }
+    }
+
+    #[test]
+    fn tiles_are_the_largest_that_fit() {
+        let wide = Heads { query: 32, key_value: 8, dim: 128 };
+        assert_eq!(matrix(QWEN, 101_376), Some((128, 2)));
+        assert_eq!(matrix(wide, 232_448), Some((128, 2)));
+        assert_eq!(matrix(wide, 166_912), Some((64, 2)));
+        assert_eq!(matrix(wide, 101_376), Some((64, 1)));
+        let widest = Heads { dim: 256, ..wide };
+        assert_eq!(matrix(widest, 232_448), Some((64, 1)));
+        assert_eq!(matrix(widest, 101_376), None);
+        let many = Heads { query: 100, key_value: 1, dim: 64 };
+        assert_eq!(matrix(many, 232_448), Some((128, 2)));
+        assert_eq!(matrix(Heads { dim: 128, ..many }, 101_376), None);
+        assert_eq!(Tiling::choose(Unit::Fma, many, 232_448), None);
+    }
+
+    #[test]
+    fn launches_cover_every_head_of_every_tile() {
+        let tiling = Tiling::choose(Unit::Matrix, QWEN, 232_448).expect("fits");
+        assert_eq!(tiling.tokens(QWEN), 18);
+        assert_eq!(tiling.launch(QWEN, 5), Launch { grid: [10, 1, 1], block: 256, shared: 87_552 });
+        let fma = Tiling::choose(Unit::Fma, QWEN, 232_448).expect("fits");
+        assert_eq!(fma.tokens(QWEN), 9);
+        assert_eq!(fma.launch(QWEN, 5).grid, [5, 2, 1]);
+    }
+}
