@@ -16,6 +16,9 @@ constexpr int EACH = 4;
 constexpr int PIECES = 8;
 constexpr u32 SWEEP = SPAN_THREADS * EACH;
 constexpr u32 SPAN = SWEEP * PIECES;
+// One block adds up a chunk.
+constexpr int SUM_THREADS = 64;
+constexpr u32 SUM_PIECES = CHUNK / (SUM_THREADS * EACH);
 // One block ranks or draws for a row.
 constexpr int ROW_THREADS = 1024;
 constexpr int WARPS = ROW_THREADS / 32;
@@ -134,8 +137,8 @@ __device__ __forceinline__ float exp_up_to_zero(float x) {
     series = series * r + 1.0f / 2.0f;
     series = series * r + 1.0f;
     series = series * r + 1.0f;
-    float power_of_two = float_of((bits_of(shifted) << 23) + (127u << 23));
-    return x > smallest ? series * power_of_two : 0.0f;
+    float two_to_n = float_of((bits_of(shifted) << 23) + (127u << 23));
+    return x > smallest ? series * two_to_n : 0.0f;
 }
 
 struct Softmax {
@@ -191,15 +194,21 @@ extern "C" __global__ __launch_bounds__(SPAN_THREADS) void largest(const Args ar
     }
 }
 
-// The sum of the weights of one chunk: each chain ascending, then the chains.
-extern "C" __global__ __launch_bounds__(CHUNK / EACH) void sums(const Args args) {
+// The sum of the weights of one chunk: each chain ascending, then the chains. Few threads to a block, as most of them
+// wait for those that add.
+extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) {
     __shared__ float weights[CHUNK];
     launch_dependents();
     wait_for_inputs();
     u32 row = blockIdx.y, first = threadIdx.x * EACH, start = blockIdx.x * CHUNK;
     u32 inside = minimum(args.vocabulary - start, CHUNK);
-    float x[EACH] = {};
-    if (first < inside) load_first(args.logits + u64(row) * args.stride + start + first, int(inside - first), x);
+    const float* logits = args.logits + u64(row) * args.stride + start;
+    Few<f32, EACH> few[SUM_PIECES];
+#pragma unroll
+    for (u32 i = 0; i < SUM_PIECES; ++i) {
+        u32 at = first + i * SUM_THREADS * EACH;
+        if (at < inside) few[i] = load_few<f32, EACH>(logits + at);
+    }
     key best = row_best(args, row);
     Softmax softmax = {logit_of(best), 1.0f, 0.0f};
     if (WISHED) {
@@ -209,12 +218,18 @@ extern "C" __global__ __launch_bounds__(CHUNK / EACH) void sums(const Args args)
         softmax.floor = request.floor;
     }
 #pragma unroll
-    for (u32 j = 0; j < EACH; ++j) weights[first + j] = first + j < inside ? softmax.weight(x[j]) : 0.0f;
+    for (u32 i = 0; i < SUM_PIECES; ++i) {
+        u32 at = first + i * SUM_THREADS * EACH;
+        float x[EACH];
+        decode(few[i], x);
+#pragma unroll
+        for (u32 j = 0; j < EACH; ++j) weights[at + j] = at + j < inside ? softmax.weight(x[j]) : 0.0f;
+    }
     __syncthreads();
     if (threadIdx.x >= LANES) return;
     double lane = 0.0;
 #pragma unroll
-    for (u32 i = threadIdx.x, step = 0; step < CHUNK / LANES; ++step, i += LANES) lane = lane + double(weights[i]);
+    for (u32 i = 0; i < CHUNK; i += LANES) lane = lane + double(weights[i + threadIdx.x]);
     double sum = 0.0;
 #pragma unroll
     for (int i = 0; i < LANES; ++i) sum = sum + __shfl_sync((1u << LANES) - 1, lane, i);
@@ -267,7 +282,8 @@ __device__ __forceinline__ u32 block_count(u32 x, u32* shared, u32& round) {
     return __reduce_add_sync(FULL_WARP, mine[threadIdx.x % 32]);
 }
 
-// Sorts `count` keys, a power of two, ascending (Batcher's bitonic network).
+// Sorts `count` keys, a power of two, ascending (Batcher's bitonic network). Keys that a warp compares with each other
+// lie among 64 of its own as long as they are near.
 __device__ __forceinline__ void sort(key* keys, u32 count) {
     for (u32 size = 2; size <= count; size *= 2) {
         for (u32 distance = size / 2; distance > 0; distance /= 2) {
@@ -279,39 +295,46 @@ __device__ __forceinline__ void sort(key* keys, u32 count) {
                     keys[high] = a;
                 }
             }
-            __syncthreads();
+            if (distance > 32 || (distance == 1 && size > 32)) {
+                __syncthreads();
+            } else {
+                __syncwarp();
+            }
         }
     }
+    __syncthreads();
 }
 
-// The best tokens in order. A bound that as many groups' best keys stay below as tokens are wanted, or a few more, lies
+// The best tokens in order. A bound that as many groups' best keys stay below as tokens are wanted, or some more, lies
 // above the wanted tokens; only those groups have logits below it. One block a row.
-extern "C" __global__ __launch_bounds__(ROW_THREADS) void rank(const Args args) {
+extern "C" __global__ __launch_bounds__(ROW_THREADS, 1) void rank(const Args args) {
     __shared__ key candidates[ROOM];
     __shared__ u16 below[ROOM];
     __shared__ u32 counts[2 * WARPS], groups_below, passed;
     launch_dependents();
     wait_for_inputs();
-    u32 row = blockIdx.x, wanted = args.requests[row].count;
-    // Keys of a row with a best key of 0 are not distinct.
-    if (wanted == 0 || row_best(args, row) == 0) return;
-    u32 groups = args.spans * SPAN_THREADS;
-    key mine[GROUPS_EACH];
+    u32 row = blockIdx.x, wanted = args.requests[row].count, groups = args.spans * SPAN_THREADS;
+    key mine[GROUPS_EACH], my_best = NOTHING;
 #pragma unroll
     for (int i = 0; i < GROUPS_EACH; ++i) {
         u32 group = threadIdx.x + i * ROW_THREADS;
         mine[i] = group < groups ? args.groups[u64(row) * groups + group] : NOTHING;
+        my_best = minimum(my_best, mine[i]);
     }
+    key low = row_best(args, row), bound = NOTHING;
+    // Keys of a row with a best key of 0 are not distinct.
+    if (wanted == 0 || low == 0) return;
     u32 round = 0;
-    auto count_below = [&](key bound) {
+    auto count_below = [&](key limit) {
+        // The best keys of threads are as good while there are many more of them than are wanted.
+        if (wanted <= ROW_THREADS / 2) return u32(__syncthreads_count(my_best < limit));
         u32 count = 0;
 #pragma unroll
-        for (int i = 0; i < GROUPS_EACH; ++i) count += mine[i] < bound;
+        for (int i = 0; i < GROUPS_EACH; ++i) count += mine[i] < limit;
         return block_count(count, counts, round);
     };
     u32 most = wanted + wanted / 4 + 8;
-    key low = 0, bound = NOTHING;
-    // Fewer than wanted are below `low`, no fewer below `bound`, or all there are.
+    // Fewer than wanted are below `low`; below `bound` there are at least as many, or all.
     for (u32 count = count_below(bound); count > most && bound - low > 1;) {
         key middle = low + (bound - low) / 2;
         u32 below_middle = count_below(middle);
@@ -326,11 +349,13 @@ extern "C" __global__ __launch_bounds__(ROW_THREADS) void rank(const Args args) 
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < GROUPS_EACH; ++i) {
-        if (mine[i] < bound) below[atomicAdd(&groups_below, 1)] = u16(threadIdx.x + i * ROW_THREADS);
+        if (mine[i] >= bound) continue;
+        u32 slot = atomicAdd(&groups_below, 1);
+        if (slot < ROOM) below[slot] = u16(threadIdx.x + i * ROW_THREADS);
     }
     __syncthreads();
     const float* logits = args.logits + u64(row) * args.stride;
-    for (u32 i = threadIdx.x; i < groups_below * PIECES; i += ROW_THREADS) {
+    for (u32 i = threadIdx.x; i < minimum(groups_below, ROOM) * PIECES; i += ROW_THREADS) {
         u32 group = below[i / PIECES];
         u32 at = group / SPAN_THREADS * SPAN + i % PIECES * SWEEP + group % SPAN_THREADS * EACH;
         if (at >= args.vocabulary) continue;
@@ -352,28 +377,34 @@ extern "C" __global__ __launch_bounds__(ROW_THREADS) void rank(const Args args) 
     sort(candidates, size);
     u32 ranked = minimum(kept, minimum(wanted, MOST_RANKED));
     for (u32 i = threadIdx.x; i < ranked; i += ROW_THREADS) args.ranked[u64(row) * MOST_RANKED + i] = candidates[i];
-    if (threadIdx.x == 0) args.found[row].ranked = passed > ROOM ? ~0u : ranked;
+    if (threadIdx.x == 0) args.found[row].ranked = maximum(passed, groups_below) > ROOM ? ~0u : ranked;
 }
 
-// Index of the weight into which `target` falls when the weights lie end to end; what is left of `target`.
-template <class T>
+// Index of the weight into which `target` falls when the weights lie end to end; what is left of `target`. A difference
+// is negative exactly where the target is less than the weight, and stays so: the chain of differences is followed
+// STRIDE at a time, and looked at when it has become negative.
+template <int STRIDE, class T>
 __device__ __forceinline__ u32 walk(const T* weights, u32 count, double& target) {
-    u32 last = 0;
-#pragma unroll 8
-    for (u32 i = 0; i < count; ++i) {
-        double weight = double(weights[i]);
-        if (weight > 0.0) {
-            last = i;
-            if (target < weight) return i;
-            target = target - weight;
+    for (u32 first = 0; first < count; first += STRIDE) {
+        double rest = target;
+#pragma unroll
+        for (u32 i = 0; i < STRIDE; ++i) rest = rest - double(weights[first + i]);
+        if (rest < 0.0) {
+            u32 i = first;
+            while (target >= double(weights[i])) target = target - double(weights[i++]);
+            return i;
         }
+        target = rest;
     }
-    return last;
+    // Rounding has put the target beyond the end.
+    u32 last = count;
+    while (last > 1 && weights[last - 1] == 0) --last;
+    return last - 1;
 }
 
 // The token in which a draw from the wished sums ends. One block a row; the walk is one thread's, as its additions are
 // in a fixed order.
-extern "C" __global__ __launch_bounds__(ROW_THREADS) void draw(const Args args) {
+extern "C" __global__ __launch_bounds__(ROW_THREADS, 1) void draw(const Args args) {
     __shared__ double chunk_sums[MOST_CHUNKS];
     __shared__ float weights[CHUNK];
     __shared__ u32 chunk;
@@ -382,15 +413,19 @@ extern "C" __global__ __launch_bounds__(ROW_THREADS) void draw(const Args args) 
     u32 row = blockIdx.x;
     const Request& request = args.requests[row];
     if (request.sums != 2) return;
-    if (threadIdx.x < args.chunks) chunk_sums[threadIdx.x] = args.sums[u64(row) * args.chunks + threadIdx.x];
+    if (threadIdx.x < MOST_CHUNKS) {
+        bool there = threadIdx.x < args.chunks;
+        chunk_sums[threadIdx.x] = there ? args.sums[u64(row) * args.chunks + threadIdx.x] : 0.0;
+    }
     Softmax softmax = {logit_of(row_best(args, row)), request.inverse_temperature, request.floor};
     __syncthreads();
     double target = 0.0;
     if (threadIdx.x == 0) {
         double total = 0.0;
+#pragma unroll 16
         for (u32 i = 0; i < args.chunks; ++i) total = total + chunk_sums[i];
         target = request.uniform * total;
-        chunk = walk(chunk_sums, args.chunks, target);
+        chunk = walk<16>(chunk_sums, round_up(args.chunks, 16), target);
     }
     __syncthreads();
     const float* logits = args.logits + u64(row) * args.stride;
@@ -398,7 +433,7 @@ extern "C" __global__ __launch_bounds__(ROW_THREADS) void draw(const Args args) 
     weights[threadIdx.x] = at < args.vocabulary ? softmax.weight(logits[at]) : 0.0f;
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32 token = chunk * CHUNK + walk(weights, CHUNK, target);
+        u32 token = chunk * CHUNK + walk<16>(weights, CHUNK, target);
         args.found[row].drawn = rank_key(logits[token], token);
     }
 }

@@ -3,6 +3,8 @@
 //! Requests and results lie in page-locked memory that kernels read and write themselves, as they are too small for a
 //! copy to pay. What the kernels have no room for is left to the definition in `mantissa_ops::reduction`.
 
+use std::mem::offset_of;
+
 use mantissa_ops::batch::Limits;
 use mantissa_ops::plan::Plan;
 use mantissa_ops::reduction::{RankKey, Reduced, Request, Wish, inverse};
@@ -123,18 +125,19 @@ impl Reducer {
             Wish::Best { count } | Wish::Nucleus { count, .. } => count <= MOST_RANKED,
             Wish::Draw { .. } => true,
         };
-        let seen: usize = requests.iter().filter_map(|request| request.penalties).map(|all| all.seen.len()).sum();
+        let seen: usize =
+            requests.iter().filter_map(|request| request.penalties).map(|all| all.seen.len()).sum();
         let Layout { rows, .. } = self.layout;
         requests.len() <= rows && seen <= rows * SEEN_PER_ROW && requests.iter().all(ranked)
     }
 
     /// Writes the requests, for which there must be room, and gives the kernels to launch, in order, with the arguments of
     /// all of them. `scratch` holds [`RowsAndLogits::device_bytes`] bytes; no launch of earlier requests may be under way.
-    pub fn prepare<'a>(
+    pub fn prepare(
         &mut self,
         requests: &[Request<'_>],
         logits: Place,
-        scratch: &'a DeviceBuffer,
+        scratch: &DeviceBuffer,
     ) -> (Vec<Kernel>, Args) {
         self.write(requests);
         let kernels = kernels(requests);
@@ -188,6 +191,15 @@ impl Reducer {
         let at = part + first * size_of::<T>();
         // Parts are aligned, and the length is a whole number of `T`.
         bytemuck::try_cast_slice(&self.host[at..at + count * size_of::<T>()]).unwrap_or_default()
+    }
+
+    /// The address of the key of the token that a request which decides leads to.
+    pub fn decided(&self, row: usize, request: &Request<'_>) -> u64 {
+        let field = match request.wish {
+            Wish::Draw { .. } => offset_of!(Found, drawn),
+            Wish::Best { .. } | Wish::Nucleus { .. } => offset_of!(Found, largest),
+        };
+        self.host.address() + (self.layout.found + row * size_of::<Found>() + field) as u64
     }
 
     /// What the kernels found of row `row`, which is complete where this says so: a row that is not finite, or has more
@@ -245,7 +257,8 @@ fn wishes_more(request: &Request<'_>) -> bool {
     request.wish != Wish::Best { count: 1 } || request.penalties.is_some()
 }
 
-/// The kernels that serve the requests, in order.
+/// The kernels that serve the requests, in order. After [`Kernel::Penalise`] there is [`Kernel::Restore`] to come, for
+/// which no one needs to wait.
 fn kernels(requests: &[Request<'_>]) -> Vec<Kernel> {
     let any = |test: fn(&Request<'_>) -> bool| requests.iter().any(test);
     let penalised = any(|request| request.penalties.is_some());
@@ -260,7 +273,6 @@ fn kernels(requests: &[Request<'_>]) -> Vec<Kernel> {
         (sums, Kernel::WishedSums),
         (ranks, Kernel::Rank),
         (draws, Kernel::Draw),
-        (penalised, Kernel::Restore),
     ];
     order.into_iter().filter_map(|(wanted, kernel)| wanted.then_some(kernel)).collect()
 }
@@ -312,14 +324,14 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_launched() {
-        use Kernel::{Draw, Largest, OwnSums, Penalise, Rank, Restore, WishedSums};
+        use Kernel::{Draw, Largest, OwnSums, Penalise, Rank, WishedSums};
         let best = |count| plain(Wish::Best { count });
         assert_eq!(kernels(&[best(1), best(1)]), [Largest, OwnSums]);
         assert_eq!(kernels(&[best(1), best(2)]), [Largest, OwnSums, Rank]);
         assert_eq!(kernels(&[plain(NUCLEUS)]), [Largest, OwnSums, WishedSums, Rank]);
         assert_eq!(kernels(&[plain(DRAW)]), [Largest, OwnSums, WishedSums, Draw]);
         let greedy = penalised(Wish::Best { count: 1 });
-        assert_eq!(kernels(&[greedy]), [Largest, OwnSums, Penalise, Largest, Rank, Restore]);
+        assert_eq!(kernels(&[greedy]), [Largest, OwnSums, Penalise, Largest, Rank]);
     }
 
     #[test]
@@ -339,7 +351,8 @@ mod tests {
     fn parts_do_not_overlap() {
         let shape = RowsAndLogits { rows: 3, vocabulary: 5000 };
         let layout = Layout::new(shape);
-        let device = [layout.requests, layout.saved, layout.groups, layout.bests, layout.sums, layout.device_end];
+        let device =
+            [layout.requests, layout.saved, layout.groups, layout.bests, layout.sums, layout.device_end];
         let sizes = [3 * 48, 3 * SEEN_PER_ROW * 8, 3 * 2 * 128 * 8, 3 * 2 * 8, 3 * 5 * 8];
         assert!(device.windows(2).zip(sizes).all(|(ends, size)| ends[1] - ends[0] >= size));
         assert!(device.iter().all(|start| start % 256 == 0));

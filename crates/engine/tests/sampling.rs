@@ -1,6 +1,7 @@
 //! The sampler from the outside: distributions, cuts, ties, determinism, bad logits.
 
 use mantissa_engine::sampling::{History, SampleError, Sampler, SamplingParams};
+use mantissa_ops::reduction::{Reduced, reduce};
 use proptest::prelude::*;
 
 const NO_HISTORY: History<'static> = History { prompt: &[], generated: &[] };
@@ -140,6 +141,24 @@ fn top_p_over_a_flat_vocabulary_ranks_as_many_as_it_needs() {
     assert!(tokens.iter().any(|&token| token > 2_400));
     let tokens = draws(SamplingParams { top_p: 0.999_999, ..Default::default() }, &logits, 500);
     assert!(tokens.iter().any(|&token| token > 4_900));
+}
+
+#[test]
+fn a_nucleus_beyond_what_was_asked_for_is_left_to_the_whole_row() {
+    let params = SamplingParams { top_p: 0.5, ..Default::default() };
+    let mut reduced = Reduced::default();
+    for (vocabulary, enough) in [(1_500, true), (5_000, false)] {
+        let logits = vec![1.5; vocabulary];
+        let (mut by_request, mut by_row) = (sampler(params), sampler(params));
+        for _ in 0..20 {
+            by_request.prepare(NO_HISTORY, vocabulary).expect("no history");
+            reduce(&logits, &by_request.request(), &mut reduced);
+            let chosen = by_request.choose(&reduced);
+            assert_eq!(chosen.is_some(), enough);
+            let sampled = chosen.unwrap_or_else(|| by_request.sample(&logits, NO_HISTORY).expect("a token"));
+            assert_eq!(sampled, by_row.sample(&logits, NO_HISTORY).expect("a token"));
+        }
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ const SPAN_THREADS: u32 = 128;
 /// Logits that one block of [`Kernel::Largest`] looks at.
 const SPAN: usize = 4096;
 const ROW_THREADS: u32 = 1024;
+const SUM_THREADS: u32 = 64;
 
 /// One row's request; `sums` is 1 where weights are to be added up, 2 where their sum is to be drawn from, too.
 #[repr(C)]
@@ -133,7 +134,7 @@ impl Kernel {
         match self {
             Kernel::Largest => Launch { grid: grid(spans(vocabulary)), block: SPAN_THREADS, shared: 0 },
             Kernel::OwnSums | Kernel::WishedSums => {
-                Launch { grid: grid(chunks(vocabulary)), block: 256, shared: 0 }
+                Launch { grid: grid(chunks(vocabulary)), block: SUM_THREADS, shared: 0 }
             }
             Kernel::Penalise | Kernel::Restore => block_per_row(rows, 256),
             Kernel::Rank | Kernel::Draw => block_per_row(rows, ROW_THREADS),

@@ -103,10 +103,7 @@ mod tests {
     fn counters_are_clean_after_success_and_after_an_error() {
         let mut counter = Counter::default();
         let bad = History { prompt: &[], generated: &[0, 6] };
-        assert_eq!(
-            counter.count(bad, None, 6),
-            Err(SampleError::HistoryToken { token: 6, vocabulary: 6 })
-        );
+        assert_eq!(counter.count(bad, None, 6), Err(SampleError::HistoryToken { token: 6, vocabulary: 6 }));
         for _ in 0..2 {
             let history = History { prompt: &[], generated: &[0] };
             assert_eq!(counter.count(history, None, 6), Ok(()));
