@@ -1,7 +1,5 @@
 //! Penalties on tokens that occurred before.
 
-use std::mem;
-
 use mantissa_ops::reduction::Seen;
 
 use super::SampleError;
@@ -28,12 +26,15 @@ fn last(tokens: &[u32], count: usize) -> &[u32] {
     &tokens[tokens.len().saturating_sub(count)..]
 }
 
-/// Counts tokens without hashing or sorting; its cost is that of the tokens counted, not of the vocabulary.
+/// Counts tokens without hashing or sorting. A history that goes on where the last one ended costs what is new in it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counter {
-    /// By token: 0 if not seen, else 1 + the times it was generated. All 0 between calls.
-    times: Vec<u32>,
+    /// By token: 0 if not seen, else 1 + its place in `seen`.
+    places: Vec<u32>,
     seen: Vec<Seen>,
+    /// What was counted.
+    prompt: Vec<u32>,
+    generated: Vec<u32>,
 }
 
 impl Counter {
@@ -45,27 +46,51 @@ impl Counter {
         vocabulary: usize,
     ) -> Result<(), SampleError> {
         let History { prompt, generated } = history.latest(window);
-        if let Some(&token) = prompt.iter().chain(generated).find(|&&token| token as usize >= vocabulary) {
+        let goes_on = self.places.len() == vocabulary
+            && prompt == self.prompt.as_slice()
+            && generated.starts_with(&self.generated);
+        if !goes_on {
+            self.forget(vocabulary);
+        }
+        let new_prompt = &prompt[self.prompt.len()..];
+        let new_generated = &generated[self.generated.len()..];
+        if let Some(&token) =
+            new_prompt.iter().chain(new_generated).find(|&&token| token as usize >= vocabulary)
+        {
             return Err(SampleError::HistoryToken { token, vocabulary });
         }
-        if self.times.len() < vocabulary {
-            self.times.resize(vocabulary, 0);
-        }
-        self.seen.clear();
-        for (tokens, generated) in [(prompt, 0), (generated, 1)] {
+        for (tokens, times) in [(new_prompt, 0), (new_generated, 1)] {
             for &token in tokens {
-                let times = &mut self.times[token as usize];
-                if *times == 0 {
-                    *times = 1;
-                    self.seen.push(Seen { token, generated: 0 });
-                }
-                *times = times.saturating_add(generated);
+                self.add(token, times);
             }
         }
-        for seen in &mut self.seen {
-            seen.generated = mem::take(&mut self.times[seen.token as usize]) - 1;
-        }
+        self.prompt.extend_from_slice(new_prompt);
+        self.generated.extend_from_slice(new_generated);
         Ok(())
+    }
+
+    fn forget(&mut self, vocabulary: usize) {
+        for seen in self.seen.drain(..) {
+            self.places[seen.token as usize] = 0;
+        }
+        self.places.resize(vocabulary, 0);
+        self.prompt.clear();
+        self.generated.clear();
+    }
+
+    fn add(&mut self, token: u32, times: u32) {
+        let place = &mut self.places[token as usize];
+        if *place == 0 {
+            self.seen.push(Seen { token, generated: 0 });
+            *place = self.seen.len() as u32;
+        }
+        let generated = &mut self.seen[*place as usize - 1].generated;
+        *generated = generated.saturating_add(times);
+    }
+
+    /// Where a token stands among those seen.
+    pub(super) fn place(&self, token: u32) -> Option<usize> {
+        self.places.get(token as usize).and_then(|&place| (place as usize).checked_sub(1))
     }
 
     /// The tokens counted last, each once, in the order in which they came first.
@@ -100,14 +125,34 @@ mod tests {
     }
 
     #[test]
-    fn counters_are_clean_after_success_and_after_an_error() {
+    fn a_history_may_go_on_shrink_or_change_and_errors_count_nothing() {
         let mut counter = Counter::default();
-        let bad = History { prompt: &[], generated: &[0, 6] };
-        assert_eq!(counter.count(bad, None, 6), Err(SampleError::HistoryToken { token: 6, vocabulary: 6 }));
-        for _ in 0..2 {
-            let history = History { prompt: &[], generated: &[0] };
-            assert_eq!(counter.count(history, None, 6), Ok(()));
-            assert_eq!(counter.seen(), [Seen { token: 0, generated: 1 }]);
-        }
+        let mut check = |prompt: &[u32], generated: &[u32], vocabulary: usize| {
+            let counted = counter.count(History { prompt, generated }, None, vocabulary);
+            let mut fresh = Counter::default();
+            assert_eq!(counted, fresh.count(History { prompt, generated }, None, vocabulary));
+            assert_eq!(
+                counted.is_err(),
+                prompt.iter().chain(generated).any(|&token| token as usize >= vocabulary)
+            );
+            if counted.is_ok() {
+                assert_eq!(counter.seen(), fresh.seen());
+                for (place, seen) in counter.seen().iter().enumerate() {
+                    assert_eq!(counter.place(seen.token), Some(place));
+                }
+                assert_eq!(counter.place(4), fresh.place(4));
+            }
+        };
+        check(&[0, 1], &[2], 6);
+        check(&[0, 1], &[2, 3, 2], 6);
+        check(&[0, 1], &[2, 3, 2, 6], 6);
+        check(&[0, 1], &[2, 3, 2, 5], 6);
+        check(&[0, 1], &[2], 6);
+        check(&[0, 1], &[3, 3], 6);
+        check(&[0], &[3, 3], 6);
+        check(&[0], &[3, 3], 3);
+        check(&[0], &[], 3);
+        check(&[0], &[2, 2], 9);
+        check(&[], &[], 9);
     }
 }

@@ -201,8 +201,8 @@ impl Sampler {
             self.draw(reduced)?
         };
         let before = self.params.has_penalties().then(|| {
-            let index = self.counter.seen().iter().position(|seen| seen.token == key.token());
-            index.and_then(|index| reduced.unpenalised.get(index).copied())
+            let place = self.counter.place(key.token());
+            place.and_then(|place| reduced.unpenalised.get(place).copied())
         });
         let logit = before.flatten().unwrap_or(key.logit());
         // The sum is at least the 1 of the largest logit, so this is 0 or less.
@@ -214,16 +214,25 @@ impl Sampler {
     fn draw(&mut self, reduced: &Reduced) -> Option<RankKey> {
         let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
         let softmax = Softmax::new(reduced.best.first()?.logit(), temperature, 0.0);
+        let weight = |key: &RankKey| f64::from(softmax.weight(key.logit()));
+        let mass = match (top_p < 1.0, top_k > 0) {
+            (false, _) => f64::INFINITY,
+            (true, true) => f64::from(top_p) * reduced.best.iter().map(weight).sum::<f64>(),
+            (true, false) => f64::from(top_p) * reduced.wished_sum,
+        };
+        let mut sum = 0.0;
         self.weights.clear();
-        self.weights.extend(reduced.best.iter().map(|key| f64::from(softmax.weight(key.logit()))));
-        if top_p < 1.0 {
-            let all: f64 = if top_k > 0 { self.weights.iter().sum() } else { reduced.wished_sum };
-            match nucleus(&self.weights, f64::from(top_p) * all) {
-                Some(count) => self.weights.truncate(count),
-                // Rounding may leave the sum of all short of their mass.
-                None if top_k > 0 || self.nucleus >= self.vocabulary => {}
-                None => return None,
+        for key in &reduced.best {
+            let weight = weight(key);
+            self.weights.push(weight);
+            sum += weight;
+            if sum >= mass {
+                break;
             }
+        }
+        // Where nothing more could follow, rounding has left the sum of all short of its own mass.
+        if sum < mass && top_k == 0 && self.nucleus < self.vocabulary {
+            return None;
         }
         // Ranked and relative to the largest, which is 1: min-p is a cut, and leaves at least that one.
         let likely = self.weights.partition_point(|&weight| weight >= f64::from(min_p));
@@ -236,16 +245,6 @@ impl Sampler {
 /// A uniform number in [0, 1) from the upper 53 bits of one 64-bit draw.
 fn uniform(rng: &mut ChaCha12Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-}
-
-/// How many of the leading weights it takes to reach `mass`, at least one; none if they do not.
-fn nucleus(weights: &[f64], mass: f64) -> Option<usize> {
-    let mut sum = 0.0;
-    let reached = weights.iter().position(|&weight| {
-        sum += weight;
-        sum >= mass
-    });
-    reached.map(|index| index + 1)
 }
 
 /// Demands that a token can be chosen.
