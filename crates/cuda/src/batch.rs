@@ -90,7 +90,8 @@ pub(crate) struct RepeatedShape {
 pub(crate) struct DeviceBatch {
     layout: Layout,
     page_size: usize,
-    host: HostBuffer,
+    /// Taken in turns, so that a batch can be laid out while the one before is on its way.
+    host: [HostBuffer; 2],
     device: DeviceBuffer,
     kinds: Vec<AttentionKind>,
     /// What the batch that was uploaded last asks of each kind of attention.
@@ -108,7 +109,7 @@ impl DeviceBatch {
         let layout = Layout::new(limits, kinds.len());
         let bytes = layout.end.saturating_mul(WORD);
         Ok(DeviceBatch {
-            host: device.allocate_host(bytes, "batch")?,
+            host: [device.allocate_host(bytes, "batch")?, device.allocate_host(bytes, "batch")?],
             device: device.allocate(bytes, "batch")?,
             page_size: limits.page_size,
             work: vec![Work::default(); kinds.len()],
@@ -153,14 +154,15 @@ impl DeviceBatch {
         self.device.address() + (word * WORD) as u64
     }
 
-    /// Lays a batch out, which must have been checked against the limits, and starts its transfer. The stream must be
-    /// idle: the batch before may still be on its way.
+    /// Lays a batch out, which must have been checked against the limits, and starts its transfer. Of the batches before
+    /// only the last may still be on its way.
     pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
         self.sequences = batch.sequences.len();
         self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
-        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host);
+        self.host.swap(0, 1);
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host[0]);
         let used = fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
-        stream.upload_later(&self.host, used * WORD, &self.device, 0)
+        stream.upload_later(&self.host[0], used * WORD, &self.device, 0)
     }
 }
 

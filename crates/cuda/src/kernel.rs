@@ -15,12 +15,14 @@ const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
 #[allow(missing_docs, reason = "each variant is the file of its name")]
 pub enum SourceFile {
     AttentionDecode,
+    AttentionDecodeMma,
     AttentionMerge,
     AttentionPrefill,
     AttentionPrefillMma,
     Ceilings,
     Elementwise,
     Embedding,
+    Follow,
     LibraryFinish,
     LibraryGather,
     Norm,
@@ -39,14 +41,16 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 21] = [
+    pub const ALL: [SourceFile; 23] = [
         SourceFile::AttentionDecode,
+        SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
         SourceFile::AttentionPrefillMma,
         SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
+        SourceFile::Follow,
         SourceFile::LibraryFinish,
         SourceFile::LibraryGather,
         SourceFile::Norm,
@@ -67,12 +71,14 @@ impl SourceFile {
     pub const fn name(self) -> &'static str {
         match self {
             SourceFile::AttentionDecode => "attention_decode",
+            SourceFile::AttentionDecodeMma => "attention_decode_mma",
             SourceFile::AttentionMerge => "attention_merge",
             SourceFile::AttentionPrefill => "attention_prefill",
             SourceFile::AttentionPrefillMma => "attention_prefill_mma",
             SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
+            SourceFile::Follow => "follow",
             SourceFile::LibraryFinish => "library_finish",
             SourceFile::LibraryGather => "library_gather",
             SourceFile::Norm => "norm",
@@ -96,6 +102,11 @@ impl SourceFile {
             SourceFile::AttentionDecode => {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_decode.cu"))
             }
+            SourceFile::AttentionDecodeMma => concat!(
+                include_str!("../kernels/cache.cuh"),
+                include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_decode_mma.cu")
+            ),
             SourceFile::AttentionMerge => {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/attention_merge.cu"))
             }
@@ -113,6 +124,7 @@ impl SourceFile {
             }
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
+            SourceFile::Follow => include_str!("../kernels/follow.cu"),
             SourceFile::LibraryFinish => {
                 concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/library_finish.cu"))
             }

@@ -7,6 +7,7 @@
 //! name into a cubin; [`families`] holds, for each kernel family, which kernel serves which shape, how it is launched
 //! and the arguments that it takes. The kernels are CUDA C++ under `kernels/`, each specialised by an alias block.
 
+mod ahead;
 mod backend;
 mod batch;
 mod cache;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mantissa_ops::backend::{
-    LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError, Session, StepObserver, ValueReader,
+    LoadOptions, LoadReport, MemoryUse, NextRun, PrepareError, Progress, RunError, Session, StepObserver,
+    ValueReader,
 };
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::{RunRows, ValueRole};
-use mantissa_ops::reduction::{self, Reduced, Request};
+use mantissa_ops::reduction::{Reduced, Request};
 use mantissa_ops::{Op, Plan, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
@@ -19,42 +20,42 @@ use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::{attention, sampling};
+use crate::families::{attention, follow, sampling};
 use crate::graph::{Graphs, Recorder};
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
-use crate::reducer::{self, Completeness, Reducer};
+use crate::reducer::{self, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, required_kernels};
-use crate::steps::{LaunchTarget, Runner, StepError};
+use crate::steps::{LaunchTarget, Runner};
 use crate::tables::RopeTables;
 use crate::values::Values;
 use crate::weights::{Loader, Weights};
 
 /// A prepared plan. Fields that use the stream come before it, so that it is the last to go.
 pub(crate) struct CudaSession {
-    plan: Arc<Plan>,
-    limits: Limits,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) limits: Limits,
     report: LoadReport,
-    kernels: Loaded,
+    pub(crate) kernels: Loaded,
     chooser: Chooser,
     weights: Weights,
-    values: Values,
+    pub(crate) values: Values,
     tables: Option<RopeTables>,
     cache: Option<KvCache>,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
     library: Option<Arc<CublasLt>>,
     sizes: ScratchSizes,
-    batch: DeviceBatch,
+    pub(crate) batch: DeviceBatch,
     logits: HostBuffer,
     /// Bytes of the last run's logits, once they are asked for.
-    logit_bytes: Option<usize>,
-    reducer: Option<Reducer>,
-    rows: RunRows,
+    pub(crate) logit_bytes: Option<usize>,
+    pub(crate) reducer: Option<Reducer>,
+    pub(crate) rows: RunRows,
     taken: Taken,
     graphs: Graphs,
-    stream: Arc<Stream>,
-    device: Device,
+    pub(crate) stream: Arc<Stream>,
+    pub(crate) device: Device,
 }
 
 impl CudaSession {
@@ -89,6 +90,7 @@ impl CudaSession {
         let reduced = reducer::shape(&plan, &limits);
         let mut specs = required_kernels(&plan, &limits, &kinds, chooser);
         specs.extend(reduced.iter().flat_map(|_| sampling::Kernel::ALL).map(sampling::Kernel::spec));
+        specs.extend(reduced.iter().map(|_| follow::spec()));
         let kernels = store.load(device, &specs).map_err(failed)?;
         let mut report = LoadReport::default();
         let loader = Loader { device, stream: &stream, source, overflow: options.overflow, progress };
@@ -138,23 +140,25 @@ impl CudaSession {
         observer: Option<&mut dyn StepObserver>,
     ) -> Result<(), RunError> {
         batch.check(&self.limits, &self.plan.batch_rules())?;
+        // Whatever fails from here on, no number of the run before is given out as this one's.
+        self.logit_bytes = None;
         let whole = |error: CudaError| RunError::from(Failure::from(error));
         self.device.bind().map_err(whole)?;
         // The batch before may still be running, and this one takes its place.
         self.stream.synchronize().map_err(whole)?;
         self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
-        self.logit_bytes = None;
         self.batch.upload(batch, &self.stream).map_err(whole)?;
         let launched = match observer {
             Some(observer) => self.launch_observed(observer),
             None => self.launch_all(),
         };
-        if let Err(failure) = launched {
-            // The next batch takes the place of this one, whose transfer may be under way.
-            let _ = self.stream.synchronize();
-            return Err(RunError::from(failure));
-        }
-        Ok(())
+        launched.map_err(|failure| self.abandon(failure))
+    }
+
+    /// What became of a run whose launches failed: the next batch takes its place, so that none may be under way.
+    pub(crate) fn abandon(&self, failure: Failure) -> RunError {
+        let _ = self.stream.synchronize();
+        RunError::from(failure)
     }
 
     /// Waits for the run, and brings its logits here if none have asked for them before.
@@ -176,45 +180,8 @@ impl CudaSession {
         Ok(bytes)
     }
 
-    /// Reduces the rows of the last run's logits on the device, and returns those that are left to the host: all, where there
-    /// is no room for the requests.
-    fn reduce_on_device(
-        &mut self,
-        requests: &[Request<'_>],
-        reduced: &mut [Reduced],
-    ) -> Result<Vec<usize>, StepError> {
-        let reducer = self.reducer.as_mut().filter(|reducer| reducer.has_room(requests));
-        let (Some(reducer), Some(logits)) = (reducer, self.plan.program.logits()) else {
-            return Ok((0..requests.len()).collect());
-        };
-        self.device.bind()?;
-        let logits = self.values.place(logits);
-        let (kernels, args) = reducer.prepare(requests, logits, &self.scratch.reduction);
-        let launch = |kernel: sampling::Kernel| {
-            let (spec, shape) = (kernel.spec(), kernel.launch_shape(requests.len(), logits.width as usize));
-            let loaded = self.kernels.get(&spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
-            // SAFETY: the arguments mirror the kernels', which are all of one file. Their addresses are those of the
-            // session's scratch and of the reducer's page-locked memory, laid out for at least as many rows as there are
-            // requests, and of the logits of these rows. The stream is synchronized before any of it goes or is written.
-            Ok::<_, StepError>(unsafe { self.stream.launch(loaded, shape, &args) }?)
-        };
-        kernels.iter().try_for_each(|&kernel| launch(kernel))?;
-        self.stream.synchronize()?;
-        if kernels.contains(&sampling::Kernel::Penalise) {
-            launch(sampling::Kernel::Restore)?;
-        }
-        let (mut missing, mut first_seen) = (Vec::new(), 0);
-        for (row, (request, reduced)) in requests.iter().zip(reduced).enumerate() {
-            if reducer.read(row, request, first_seen, reduced) == Completeness::Missing {
-                missing.push(row);
-            }
-            first_seen += request.penalties.map_or(0, |penalties| penalties.seen.len());
-        }
-        Ok(missing)
-    }
-
     /// Launches every step, by one graph where this batch has the shape of an earlier one.
-    fn launch_all(&mut self) -> Result<(), Failure> {
+    pub(crate) fn launch_all(&mut self) -> Result<(), Failure> {
         let stream = LaunchTarget::Stream(&self.stream);
         let Some(shape) = self.batch.repeated_shape(self.rows) else { return self.launch_steps(stream) };
         let mut graph = match self.graphs.take(shape) {
@@ -269,9 +236,9 @@ impl CudaSession {
 }
 
 /// A step that failed.
-struct Failure {
-    step: String,
-    message: String,
+pub(crate) struct Failure {
+    pub step: String,
+    pub message: String,
 }
 
 impl Failure {
@@ -299,9 +266,9 @@ fn logit_bytes(plan: &Plan, outputs: usize) -> usize {
 
 /// The kernels that each kind of the program's attention takes on this device.
 fn attention_kinds(plan: &Plan, chooser: &Chooser) -> Result<Vec<AttentionKind>, PrepareError> {
-    let shared = chooser.shared_per_block();
+    let device = chooser.device();
     let kind = |heads| {
-        let route = attention::route(plan.policy.activations(), plan.cache_format(), heads, shared)
+        let route = attention::route(plan.policy.activations(), plan.cache_format(), heads, device)
             .map_err(|error| PrepareError::Part { what: "attention", message: error.to_string() })?;
         Ok(AttentionKind { heads, route })
     };
@@ -398,26 +365,21 @@ impl Session for CudaSession {
     }
 
     fn reduce(&mut self, requests: &[Request<'_>], reduced: &mut Vec<Reduced>) -> Result<(), RunError> {
-        let rows = self.plan.program.logits().map_or(0, |_| self.rows.outputs);
-        if requests.len() != rows {
-            return Err(RunError::Reductions { got: requests.len(), rows });
+        self.reduce_rows(requests, reduced)
+    }
+
+    fn reduce_and_run(
+        &mut self,
+        requests: &[Request<'_>],
+        reduced: &mut Vec<Reduced>,
+        next: &Batch<'_>,
+    ) -> Result<NextRun, RunError> {
+        if !self.can_follow(requests, next)? {
+            self.reduce_rows(requests, reduced)?;
+            return Ok(NextRun::NotStarted);
         }
-        reduced.resize_with(rows, Reduced::default);
-        let missing = self.reduce_on_device(requests, reduced).map_err(|error| {
-            // The requests are of the caller's next call, too, and launches that were made read them.
-            let _ = self.stream.synchronize();
-            RunError::Kernel { step: "reducing the logits".to_owned(), message: error.to_string() }
-        })?;
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let logits = self.logits()?;
-        let width = logits.len() / rows;
-        for row in missing {
-            let logits = &logits[row * width..(row + 1) * width];
-            reduction::reduce(logits, &requests[row], &mut reduced[row]);
-        }
-        Ok(())
+        self.reduce_and_follow(requests, reduced, next)?;
+        Ok(NextRun::Started)
     }
 
     fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use mantissa_ops::backend::{OverflowRule, Progress};
+use mantissa_ops::backend::{NextRun, OverflowRule, Progress};
 use mantissa_ops::reduction::Reduced;
 use mantissa_ops::{
     Backend, Batch, Limits, LoadOptions, Plan, PlanError, PrepareError, RunError, SequenceRows, Session,
     TensorSource,
 };
 
+use crate::ahead::{self, Ahead};
 use crate::paging::{BlockTable, PageAllocator, PageError};
 use crate::probe::{NonFinite, first_non_finite};
 use crate::sampling::{InvalidParam, SampleError, Sampler};
@@ -111,6 +112,8 @@ pub struct Engine {
     vocabulary: usize,
     /// What became of the logits of the last batch.
     reduced: Vec<Reduced>,
+    /// The run that was started before its tokens were known, if the last step did so.
+    ahead: Option<Ahead>,
 }
 
 impl Engine {
@@ -131,7 +134,15 @@ impl Engine {
         let load = LoadOptions { limits, overflow: options.overflow };
         let session = backend.prepare(plan, source, &load, progress)?;
         let allocator = PageAllocator::new(limits.page_size, limits.pages)?;
-        Ok(Engine { session, allocator, sequences: Vec::new(), next_id: 0, vocabulary, reduced: Vec::new() })
+        Ok(Engine {
+            session,
+            allocator,
+            sequences: Vec::new(),
+            next_id: 0,
+            vocabulary,
+            reduced: Vec::new(),
+            ahead: None,
+        })
     }
 
     /// The prepared session.
@@ -246,7 +257,9 @@ impl Engine {
         if schedule.is_empty() {
             return Ok(Vec::new());
         }
-        self.session.run(&batch_parts(&self.sequences, &schedule).batch())?;
+        if self.ahead.take() != Some(Ahead::of(&self.sequences, &schedule)) {
+            self.session.run(&batch_parts(&self.sequences, &schedule).batch())?;
+        }
         self.reduce(&schedule)?;
         self.collect(&schedule)
     }
@@ -291,13 +304,25 @@ impl Engine {
             let (sequence, _) = &mut self.sequences[share.index];
             sequence.prepare_sampler(self.vocabulary)?;
         }
-        let requests: Vec<_> =
-            samples().map(|share| self.sequences[share.index].0.sampler.request()).collect();
-        if requests.is_empty() {
+        if samples().next().is_none() {
             return Ok(());
         }
-        self.session.reduce(&requests, &mut self.reduced)?;
+        let decide = samples().all(|share| self.sequences[share.index].0.sampler.request().decides());
+        let may_follow = decide && self.make_room_ahead(schedule)?;
+        let requests: Vec<_> =
+            samples().map(|share| self.sequences[share.index].0.sampler.request()).collect();
+        if may_follow {
+            let next = ahead::parts(&self.sequences, schedule);
+            let started = self.session.reduce_and_run(&requests, &mut self.reduced, &next.batch())?;
+            self.ahead = match started {
+                NextRun::Started => Some(Ahead::behind(&self.sequences, schedule)),
+                NextRun::NotStarted => None,
+            };
+        } else {
+            self.session.reduce(&requests, &mut self.reduced)?;
+        }
         if self.reduced.iter().any(|row| row.not_finite > 0) {
+            self.ahead = None;
             let parts = batch_parts(&self.sequences, schedule);
             let found = first_non_finite(&mut *self.session, &parts.batch())?;
             return Err(EngineError::NonFinite(found.unwrap_or_else(NonFinite::vanished)));
@@ -347,19 +372,49 @@ impl Engine {
         Ok(events)
     }
 
+    /// Whether the run after that of `schedule` may start before the tokens between them are known: no sequence is certain
+    /// to end, and each has room for one more token in the cache.
+    fn make_room_ahead(&mut self, schedule: &[Share]) -> Result<bool, EngineError> {
+        let context = self.session.limits().context;
+        let goes_on = |share: &Share| {
+            let (sequence, _) = &self.sequences[share.index];
+            share.samples
+                && sequence.goes_on(context)
+                && self.rope_set(sequence.tokens.len() + 1) == sequence.rope_set
+        };
+        // A sequence that waits or ends would make the run be in vain, and with many one often does.
+        let few = schedule.len() == self.sequences.len() && schedule.len() <= ahead::MOST_SEQUENCES;
+        if !few || !schedule.iter().all(goes_on) {
+            return Ok(false);
+        }
+        for share in schedule {
+            let (sequence, table) = &mut self.sequences[share.index];
+            let missing = (sequence.tokens.len() + 1).saturating_sub(table.len());
+            match self.allocator.append(table, missing) {
+                Ok(None) => {}
+                Ok(Some(copy)) => self.session.copy_page(copy.from, copy.to)?,
+                // The step that needs the page says so.
+                Err(PageError::OutOfPages { .. }) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
     /// The session, for evaluation outside of sequences; the cache must be idle.
     pub(crate) fn idle_session(&mut self) -> Result<(&mut dyn Session, &mut PageAllocator), EngineError> {
+        self.ahead = None;
         self.reset()?;
         Ok((&mut *self.session, &mut self.allocator))
     }
 }
 
 /// A sequence's part of a batch.
-struct Share {
-    index: usize,
-    rows: usize,
+pub(crate) struct Share {
+    pub index: usize,
+    pub rows: usize,
     /// Whether its last row's logits are sampled.
-    samples: bool,
+    pub samples: bool,
 }
 
 /// The batch of a schedule.

@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows a backend: a sequence is given to whichever one the plan was made for.
 
+mod ahead;
 pub mod engine;
 pub mod evaluation;
 pub mod paging;

@@ -92,6 +92,11 @@ impl Sequence {
         self.sampler.sample(logits, History { prompt, generated })
     }
 
+    /// Whether it goes on after the next token, unless that ends the text.
+    pub fn goes_on(&self, context: usize) -> bool {
+        self.generated() + 1 < self.max_tokens && self.tokens.len() + 1 < context
+    }
+
     /// Tokens still to be run before the next one can be sampled.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.cached

@@ -221,6 +221,15 @@ pub enum RunError {
     Kernel { step: String, message: String },
 }
 
+/// Whether a run was started before the tokens that it takes were known to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextRun {
+    /// It was.
+    Started,
+    /// It is the caller's to run.
+    NotStarted,
+}
+
 /// Reads a session's values, decoded exactly to f32, as the last run left them.
 pub trait ValueReader {
     /// All rows of the value, row-major.
@@ -283,6 +292,23 @@ pub trait Session: Send + ValueReader {
     fn reduce(&mut self, requests: &[Request<'_>], reduced: &mut Vec<Reduced>) -> Result<(), RunError> {
         let width = self.plan().program.logits().map_or(0, |value| self.plan().program.value(value).width);
         reduction::reduce_rows(self.logits()?, width, requests, reduced)
+    }
+
+    /// Reduces like [`Session::reduce`], and where it can starts the run after that before the host has seen what came of
+    /// it. `next` has one row for each output of the last run, in order; in the place of its tokens stand those that the
+    /// requests lead to. Once started it is the last run.
+    ///
+    /// # Errors
+    /// As [`Session::reduce`] and [`Session::run`].
+    fn reduce_and_run(
+        &mut self,
+        requests: &[Request<'_>],
+        reduced: &mut Vec<Reduced>,
+        next: &Batch<'_>,
+    ) -> Result<NextRun, RunError> {
+        let _ = next;
+        self.reduce(requests, reduced)?;
+        Ok(NextRun::NotStarted)
     }
 
     /// Sets the first rows of a value, for programs whose inputs are not tokens. The numbers must be representable.

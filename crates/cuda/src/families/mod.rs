@@ -12,6 +12,7 @@ pub mod cache;
 pub mod ceilings;
 pub mod elementwise;
 pub mod embedding;
+pub mod follow;
 pub mod library;
 pub mod norm;
 pub mod products;
@@ -19,6 +20,7 @@ pub mod qkv;
 pub mod rope;
 pub mod sampling;
 pub mod sdpa;
+pub mod single;
 pub mod softmax;
 pub mod tiles;
 

@@ -25,6 +25,13 @@ pub struct Request<'a> {
     pub wish: Wish,
 }
 
+impl Request<'_> {
+    /// Whether the first of [`Reduced::best`] is the token that comes next, whatever else is found.
+    pub fn decides(&self) -> bool {
+        self.penalties.is_none() && matches!(self.wish, Wish::Best { count: 1 } | Wish::Draw { .. })
+    }
+}
+
 /// What is wanted of a row whose penalties are applied.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wish {
