@@ -18,8 +18,8 @@ __device__ __forceinline__ u32 scramble(u32 x) {
     return x ^ x >> 16;
 }
 
-// A number between 1/16 and 1 in magnitude: how many bits change from one operand to the next decides how much power the
-// units draw, and with it their clock.
+// A number between 1/16 and 1 in magnitude. How many bits change from one operand to the next decides how much power
+// the units draw, and with it their clock: ones would be faster than any model is.
 __device__ __forceinline__ float random_number(u32 index) {
     u32 bits = scramble(index);
     return float_of((bits & 0x807fffff) | (123 + (bits >> 23 & 3)) << 23);
@@ -74,8 +74,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) fma_steps(const CeilingArg
     if (all == 1.0e30f) args.out[threadIdx.x] = bits_of(all);
 }
 
-// `steps` times CHAINS matrix steps in every warp, on operands that differ between lanes. One of them multiplies 16 by 16
-// with 16 by 8; on Hopper, whose matrix units are only fully used by whole warpgroups, those of four warps together are one
+// `steps` times CHAINS matrix steps in every warp, on operands that differ between lanes. A step multiplies 16 by 16
+// with 16 by 8. Hopper's matrix units are only fully used by whole warpgroups: there, two steps of four warps are one
 // wgmma of 64 by 16 with 16 by 128, the right operand in shared memory.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 constexpr int COLUMNS = 128, DEPTH = 16, TILES = 4, BATCH = 16;
@@ -83,18 +83,21 @@ constexpr int COLUMNS = 128, DEPTH = 16, TILES = 4, BATCH = 16;
 template <class T>
 __device__ __forceinline__ void wgmma(float (&c)[COLUMNS / 2], const u32 (&a)[4], u64 b);
 
-#define SUMS(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
-#define WGMMA(type)                                                                                              \
-    template <>                                                                                                  \
-    __device__ __forceinline__ void wgmma<type>(float (&c)[COLUMNS / 2], const u32 (&a)[4], u64 b) {             \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {"                         \
-                     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
-                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "          \
-                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "          \
-                     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "          \
-                     "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                                                    \
-                     : SUMS(0), SUMS(8), SUMS(16), SUMS(24), SUMS(32), SUMS(40), SUMS(48), SUMS(56)              \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                      \
+// Eight sums as operands.
+#define SUMS(k)                                                                                                       \
+    "+f"(c[8 * k]), "+f"(c[8 * k + 1]), "+f"(c[8 * k + 2]), "+f"(c[8 * k + 3]), "+f"(c[8 * k + 4]),                   \
+        "+f"(c[8 * k + 5]), "+f"(c[8 * k + 6]), "+f"(c[8 * k + 7])
+#define WGMMA(type)                                                                                                   \
+    template <>                                                                                                       \
+    __device__ __forceinline__ void wgmma<type>(float (&c)[COLUMNS / 2], const u32 (&a)[4], u64 b) {                  \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {"                              \
+                     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+                     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "               \
+                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "               \
+                     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "              \
+                     "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                                                         \
+                     : SUMS(0), SUMS(1), SUMS(2), SUMS(3), SUMS(4), SUMS(5), SUMS(6), SUMS(7)                         \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                           \
     }
 WGMMA(bf16)
 WGMMA(f16)
@@ -115,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) matrix_steps(const Ceiling
     // Address, and the distances between groups along k and along the columns, in 16 bytes.
     u64 b = (shared_address(right) >> 4) | u64(COLUMNS * 16 >> 4) << 16 | u64(128 >> 4) << 32;
     float sums[COLUMNS / 2] = {};
-    // CHAINS steps in each of four warps have 64 columns, half as many as a wgmma.
+    // One step of each of CHAINS chains in four warps is 64 by 64: half of a wgmma.
     for (u32 step = 0; step < args.steps; step += 2 * BATCH) {
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll

@@ -16,9 +16,9 @@ use mantissa_ops::backend::{LoadReport, OverflowRule, PrepareError};
 use mantissa_ops::load::FoundPart;
 use mantissa_ops::program::{WeightKind, WeightSpec};
 
-use crate::device::{Device, Event, HostBuffer, Stream};
+use crate::device::{Device, DeviceBuffer, Event, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::weights::{Loader, Weight};
+use crate::weights::Loader;
 
 /// Bytes of a stage, where rows are not longer: large enough that a copy runs at full speed.
 const STAGE_BYTES: usize = 2 << 20;
@@ -27,11 +27,14 @@ const THREADS: usize = 16;
 /// Bytes on the device for which one more thread is started.
 const THREAD_BYTES: usize = 8 << 20;
 
-/// A weight on its way: its device memory, and the checkpoint's rows.
+/// A weight on its way: its place on the device, and the checkpoint's rows.
 #[derive(Clone, Copy)]
 pub(crate) struct WeightRows<'a> {
     pub spec: &'a WeightSpec,
-    pub weight: &'a Weight,
+    /// Values from one row of a matrix to the next, on the device.
+    pub stride: usize,
+    /// Where it starts, in bytes from the start of all weights.
+    pub at: usize,
     /// In the order of its rows.
     pub parts: &'a [FoundPart<'a>],
 }
@@ -41,6 +44,7 @@ pub(crate) struct Upload<'a> {
     pub loader: &'a Loader<'a>,
     pub format: Format,
     pub weights: &'a [WeightRows<'a>],
+    pub to: &'a DeviceBuffer,
 }
 
 /// Rows of a part of a weight that are converted and copied together.
@@ -50,7 +54,7 @@ struct Piece {
     part: usize,
     /// Counted from the first of the part.
     rows: Range<usize>,
-    /// Where they go, in bytes from the start of the weight.
+    /// Where they go, in bytes from the start of all weights.
     at: usize,
     /// The first piece that is not of this part.
     part_end: usize,
@@ -63,7 +67,7 @@ struct Part {
     rows: usize,
     /// Bytes of a row on the device.
     row_bytes: usize,
-    /// Where it starts in the weight, in bytes.
+    /// Where it starts, in bytes from the start of all weights.
     at: usize,
 }
 
@@ -132,7 +136,7 @@ impl Upload<'_> {
     fn pieces(&self) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for (weight, rows) in self.weights.iter().enumerate() {
-            let (mut at, row_bytes) = (0, self.device_row(weight));
+            let (mut at, row_bytes) = (rows.at, self.device_row(weight));
             for (part, found) in rows.parts.iter().enumerate() {
                 cut(&mut pieces, Part { weight, part, rows: found.rows(), row_bytes, at });
                 at += found.rows() * row_bytes;
@@ -143,18 +147,17 @@ impl Upload<'_> {
 
     /// Bytes of a row on the device.
     fn device_row(&self, weight: usize) -> usize {
-        let WeightRows { spec, weight, .. } = self.weights[weight];
+        let WeightRows { spec, stride, .. } = self.weights[weight];
         match spec.kind {
             WeightKind::Vector => size_of::<f32>(),
-            WeightKind::Matrix | WeightKind::GateUp => weight.stride * self.format.bytes(),
+            WeightKind::Matrix | WeightKind::GateUp => stride * self.format.bytes(),
         }
     }
 
     /// Does the work on this thread and on as many others as the weights are worth.
     fn on_threads(&self, work: impl Fn() -> Vec<Failure> + Sync) -> Vec<Failure> {
-        let bytes: usize = self.weights.iter().map(|rows| rows.weight.buffer.bytes()).sum();
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let threads = processors.min(THREADS).min(1 + bytes / THREAD_BYTES);
+        let threads = processors.min(THREADS).min(1 + self.to.bytes() / THREAD_BYTES);
         std::thread::scope(|scope| {
             let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(&work)).collect();
             let mut failures = work();
@@ -199,8 +202,8 @@ impl Shared<'_> {
     }
 
     fn bring(&self, piece: &Piece, stage: &mut Stage) -> Result<(), PrepareError> {
-        let Upload { loader, format, weights } = *self.upload;
-        let WeightRows { spec, weight, parts } = weights[piece.weight];
+        let Upload { loader, format, weights, to } = *self.upload;
+        let WeightRows { spec, parts, .. } = weights[piece.weight];
         let found = &parts[piece.part];
         let failed = |error| prepare_error(&spec.name, error);
         let bytes = piece.rows.len() * self.upload.device_row(piece.weight);
@@ -211,7 +214,7 @@ impl Shared<'_> {
                 padded(found, piece.rows.clone(), staged, format, loader.overflow)?
             }
         };
-        stage.send(bytes, loader.stream, weight, piece.at).map_err(failed)?;
+        stage.send(bytes, loader.stream, to, piece.at).map_err(failed)?;
         if stats.overflowed > 0 && loader.overflow == OverflowRule::Refuse {
             self.end.fetch_min(piece.part_end, Ordering::Relaxed);
         }
@@ -284,9 +287,9 @@ impl Stage {
         Ok(&mut self.host)
     }
 
-    /// Starts the copy of the first `bytes` bytes into a weight.
-    fn send(&mut self, bytes: usize, stream: &Stream, to: &Weight, at: usize) -> Result<(), CudaError> {
-        stream.upload_later(&self.host, bytes, &to.buffer, at)?;
+    /// Starts the copy of the first `bytes` bytes.
+    fn send(&mut self, bytes: usize, stream: &Stream, to: &DeviceBuffer, at: usize) -> Result<(), CudaError> {
+        stream.upload_later(&self.host, bytes, to, at)?;
         self.copied = Some(stream.record()?);
         Ok(())
     }
@@ -301,7 +304,72 @@ impl Drop for Stage {
 
 #[cfg(test)]
 mod tests {
+    use mantissa_ops::RowOrder;
+    use mantissa_ops::conformance::data::MemorySource;
+    use mantissa_ops::load::{find_parts, load_weight};
+    use mantissa_ops::program::WeightPart;
+
     use super::*;
+
+    fn numbers(count: usize) -> Vec<f32> {
+        (0..count).map(|index| index as f32 * 0.37 - 5.0).collect()
+    }
+
+    /// Twelve rows of five columns: all of one tensor, whose rotary pairs are interleaved, and some of another.
+    fn stacked() -> (WeightSpec, MemorySource) {
+        let mut source = MemorySource::default();
+        source.add("a", &[8, 5], Format::F32, &numbers(40));
+        source.set_order("a", RowOrder::RopePairs { heads: 2 });
+        source.add("b", &[6, 5], Format::F16, &numbers(30));
+        let taken = WeightPart { tensor: "b".to_owned(), tensor_rows: 6, rows: 1..5 };
+        let parts = vec![WeightPart::whole("a", 8), taken];
+        let kind = WeightKind::Matrix;
+        (WeightSpec { name: "w".to_owned(), rows: 12, columns: 5, kind, parts }, source)
+    }
+
+    #[test]
+    fn pieces_are_the_rows_of_the_whole_weight_with_zeros_after_them() {
+        let (spec, source) = stacked();
+        let (format, refuse) = (Format::Bf16, OverflowRule::Refuse);
+        let mut report = LoadReport::default();
+        let whole = load_weight(&spec, format, &source, refuse, &mut report).unwrap();
+        let (row, stride) = (5 * format.bytes(), 8 * format.bytes());
+        let mut pieces = Vec::new();
+        let mut piecewise = LoadReport::default();
+        for part in find_parts(&spec, &source).unwrap() {
+            let mut stats = ConversionStats::default();
+            for start in (0..part.rows()).step_by(3) {
+                let rows = start..(start + 3).min(part.rows());
+                let mut out = vec![0xff; rows.len() * stride];
+                stats.merge(&padded(&part, rows, &mut out, format, refuse).unwrap());
+                pieces.extend(out);
+            }
+            part.check(&stats, format, refuse, &mut piecewise).unwrap();
+        }
+        assert_eq!(pieces.len(), 12 * stride);
+        for (piece, expected) in pieces.chunks(stride).zip(whole.chunks(row)) {
+            assert_eq!(&piece[..row], expected);
+            assert_eq!(&piece[row..], [0; 6]);
+        }
+        assert_eq!(piecewise, report);
+    }
+
+    #[test]
+    fn vectors_are_rounded_to_the_format_and_decoded() {
+        let mut source = MemorySource::default();
+        source.add("norm", &[7], Format::F32, &numbers(7));
+        let parts = vec![WeightPart::whole("norm", 7)];
+        let spec =
+            WeightSpec { name: "norm".to_owned(), rows: 7, columns: 1, kind: WeightKind::Vector, parts };
+        let mut expected = MemorySource::default();
+        expected.add("rounded", &[7], Format::Bf16, &numbers(7));
+        let found = find_parts(&spec, &source).unwrap();
+        let mut out = [f32::NAN; 4];
+        let bytes = bytemuck::cast_slice_mut(&mut out);
+        let stats = decoded(&found[0], 2..6, bytes, Format::Bf16, OverflowRule::Refuse).unwrap();
+        assert_eq!(out, expected.numbers("rounded")[2..6]);
+        assert!(stats.max_relative_error > 0.0);
+    }
 
     #[test]
     fn parts_are_cut_into_pieces_that_fill_a_stage() {

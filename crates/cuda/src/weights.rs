@@ -12,10 +12,15 @@ use crate::needs::saturating_sum;
 use crate::upload::{Upload, WeightRows};
 use crate::values::row_stride;
 
+/// Where a weight may start, in bytes: what memory of its own would start at.
+const ALIGN: usize = 256;
+/// What the memory is called in errors.
+const WHAT: &str = "weights";
+
 /// A weight: `[rows][stride]`, of which `columns` count and the others are zero; a vector is one row of f32.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Weight {
-    pub buffer: DeviceBuffer,
+    address: u64,
     pub rows: usize,
     pub columns: usize,
     pub stride: usize,
@@ -23,28 +28,25 @@ pub(crate) struct Weight {
 
 impl Weight {
     pub fn address(&self) -> u64 {
-        self.buffer.address()
+        self.address
     }
 
-    /// Memory for a weight.
-    fn new(spec: &WeightSpec, format: Format, device: &Device) -> Result<Weight, PrepareError> {
-        let buffer = device
-            .allocate(device_bytes(spec, format), &spec.name)
-            .map_err(|error| prepare_error(&spec.name, error))?;
+    fn new(spec: &WeightSpec, format: Format, address: u64) -> Weight {
         let (rows, columns, stride) = match spec.kind {
             WeightKind::Vector => (1, spec.len(), spec.len()),
             WeightKind::Matrix | WeightKind::GateUp => {
                 (spec.rows, spec.columns, row_stride(spec.columns, format))
             }
         };
-        Ok(Weight { buffer, rows, columns, stride })
+        Weight { address, rows, columns, stride }
     }
 }
 
-/// All weights of a plan.
+/// All weights of a plan, in one piece of memory: the driver hands out 2 MiB at a time, and would round each of them up.
 #[derive(Debug)]
 pub(crate) struct Weights {
     weights: Vec<Weight>,
+    buffer: DeviceBuffer,
 }
 
 /// What loading needs to know.
@@ -56,14 +58,15 @@ pub(crate) struct Loader<'a> {
     pub progress: &'a dyn Progress,
 }
 
-/// Bytes that a weight takes on the device.
+/// Bytes that a weight takes on the device, up to the start of the next one.
 fn device_bytes(spec: &WeightSpec, format: Format) -> usize {
-    match spec.kind {
+    let bytes = match spec.kind {
         WeightKind::Vector => spec.len().saturating_mul(size_of::<f32>()),
         WeightKind::Matrix | WeightKind::GateUp => {
             row_stride(spec.columns, format).saturating_mul(format.bytes()).saturating_mul(spec.rows)
         }
-    }
+    };
+    bytes.checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX)
 }
 
 /// Bytes that all weights of a plan take on the device.
@@ -81,16 +84,19 @@ impl Weights {
         // Whatever is missing or of another shape shows before anything is read.
         let parts =
             specs.iter().map(|spec| find_parts(spec, loader.source)).collect::<Result<Vec<_>, _>>()?;
-        let weights = specs
-            .iter()
-            .map(|spec| Weight::new(spec, format, loader.device))
-            .collect::<Result<Vec<_>, _>>()?;
-        let rows = specs.iter().zip(&weights).zip(&parts);
-        let rows: Vec<_> = rows.map(|((spec, weight), parts)| WeightRows { spec, weight, parts }).collect();
+        let bytes = usize::try_from(weight_bytes(plan)).unwrap_or(usize::MAX);
+        let buffer = loader.device.allocate(bytes, WHAT).map_err(|error| prepare_error(WHAT, error))?;
+        let (mut weights, mut rows, mut at) = (Vec::new(), Vec::new(), 0);
+        for (spec, parts) in specs.iter().zip(&parts) {
+            let weight = Weight::new(spec, format, buffer.address() + at as u64);
+            rows.push(WeightRows { spec, stride: weight.stride, at, parts });
+            weights.push(weight);
+            at += device_bytes(spec, format);
+        }
         loader.progress.start(total);
-        Upload { loader, format, weights: &rows }.run(report)?;
+        Upload { loader, format, weights: &rows, to: &buffer }.run(report)?;
         loader.progress.finish();
-        Ok(Weights { weights })
+        Ok(Weights { weights, buffer })
     }
 
     pub fn get(&self, id: WeightId) -> &Weight {
@@ -98,6 +104,6 @@ impl Weights {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.weights.iter().map(|weight| weight.buffer.bytes() as u64).sum()
+        self.buffer.bytes() as u64
     }
 }

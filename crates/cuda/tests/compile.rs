@@ -9,7 +9,7 @@ use mantissa_cuda::compile::{Arch, Compiler, Nvrtc};
 use mantissa_cuda::families::norm::Addition;
 use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
 use mantissa_cuda::families::{
-    attention, elementwise, embedding, norm, products, qkv, rope, sampling, sdpa, softmax,
+    attention, ceilings, elementwise, embedding, norm, products, qkv, rope, sampling, sdpa, softmax,
 };
 use mantissa_cuda::kernel::{Alias, KernelSpec, SourceFile};
 use mantissa_numerics::Format;
@@ -32,10 +32,13 @@ const MOST_ROWS: usize = 4_096;
 /// Widths at which every variant of softmax is chosen.
 const SOFTMAX_WIDTHS: [usize; 9] = [8, 256, 512, 1_024, 2_048, 4_096, 8_192, 9_000, 128];
 
-/// What differs between devices as far as choices depend on it: one like the RTX 40 series, and an H200.
-const DEVICES: [Capabilities; 2] = [
-    Capabilities { multiprocessors: 76, shared_per_block: 101_376 },
-    Capabilities { multiprocessors: 132, shared_per_block: 232_448 },
+const HOPPER: Arch = Arch { major: 9, minor: 0 };
+
+/// What differs between devices as far as choices depend on it: one like the RTX 40 series, an H200, and a B200.
+const DEVICES: [Capabilities; 3] = [
+    Capabilities { arch: Arch { major: 8, minor: 9 }, multiprocessors: 76, shared_per_block: 101_376 },
+    Capabilities { arch: HOPPER, multiprocessors: 132, shared_per_block: 232_448 },
+    Capabilities { arch: Arch { major: 10, minor: 0 }, multiprocessors: 148, shared_per_block: 232_448 },
 ];
 
 /// How much is compiled for an architecture.
@@ -69,8 +72,7 @@ fn product_kernels(weights: Format, activations: Format, epilogue: Epilogue) -> 
 fn attention_kernels(activations: Format, cache: CacheFormat, heads: &[Heads]) -> Vec<KernelSpec> {
     let mut all = Vec::new();
     for (&heads, device) in heads.iter().flat_map(|heads| DEVICES.map(|device| (heads, device))) {
-        let route =
-            attention::route(activations, cache, heads, device.shared_per_block).expect("heads of models");
+        let route = attention::route(activations, cache, heads, device).expect("heads of models");
         let specs = attention::specs(activations, cache, heads, route);
         all.extend(specs.rows.into_iter().flat_map(|(decode, merge)| [decode, merge]));
         all.extend(specs.tiles);
@@ -107,7 +109,13 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
 }
 
 fn kernels(extent: Extent) -> Vec<KernelSpec> {
-    let mut all: Vec<KernelSpec> = Vec::new();
+    let mut all: Vec<KernelSpec> = vec![
+        ceilings::fill_stream(),
+        ceilings::read_stream(),
+        ceilings::fma_steps(),
+        ceilings::matrix_steps(Format::F16),
+        ceilings::matrix_steps(Format::Bf16),
+    ];
     for contract in mantissa_cuda::contracts(Preferences::default()) {
         let query = &contract.query;
         let agree = query.weights.is_none_or(|weights| weights == query.activations)
@@ -132,12 +140,14 @@ fn is_hot(spec: &KernelSpec) -> bool {
     let family = matches!(
         spec.file,
         SourceFile::AttentionDecode
+            | SourceFile::AttentionDecodeMma
             | SourceFile::AttentionPrefill
             | SourceFile::AttentionPrefillMma
             | SourceFile::ProductFmaGemm
             | SourceFile::ProductFmaSmall
             | SourceFile::ProductMmaGemm
             | SourceFile::ProductMmaSmall
+            | SourceFile::ProductWgmma
             | SourceFile::Norm
             | SourceFile::Sampling
     );
@@ -151,11 +161,19 @@ fn spilled(log: &str) -> u64 {
     log.match_indices("bytes spill stores").filter_map(|(at, _)| before(&log[..at])).sum::<u64>()
 }
 
+/// Whether a kernel is one of those that run on an architecture: wgmma is Hopper's alone.
+fn runs_on(spec: &KernelSpec, arch: Arch) -> bool {
+    spec.file != SourceFile::ProductWgmma || arch == HOPPER
+}
+
 /// Compiles on two threads and returns what went wrong, by kernel.
 fn compile_all(nvrtc: &Nvrtc, specs: &[KernelSpec], arch: Arch) -> BTreeMap<String, String> {
     let (next, problems) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
         while let Some(spec) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !runs_on(spec, arch) {
+                continue;
+            }
             let problem = match nvrtc.compile(spec, &spec.source(), arch) {
                 Err(error) => error.to_string(),
                 Ok(compiled) => {
@@ -191,12 +209,12 @@ fn check(extent: Extent, archs: &[Arch]) {
 
 #[test]
 fn every_kernel_compiles_for_hopper() {
-    check(Extent::All, &[Arch { major: 9, minor: 0 }]);
+    check(Extent::All, &[HOPPER]);
 }
 
 #[test]
 fn kernels_of_uniform_formats_compile_for_every_architecture() {
-    let others = Arch::CHECKED.into_iter().filter(|arch| arch.major != 9).collect::<Vec<_>>();
+    let others = Arch::CHECKED.into_iter().filter(|&arch| arch != HOPPER).collect::<Vec<_>>();
     check(Extent::Uniform, &others);
 }
 
