@@ -19,13 +19,13 @@ constexpr u32 SPAN = SWEEP * PIECES;
 // One block adds up a chunk.
 constexpr int SUM_THREADS = 64;
 constexpr u32 SUM_PIECES = CHUNK / (SUM_THREADS * EACH);
-// One block ranks or draws for a row.
-constexpr int ROW_THREADS = 1024;
-constexpr int WARPS = ROW_THREADS / 32;
+// One block ranks for a row. What is done by one warp of it costs the more time, the more others there are.
+constexpr int RANK_THREADS = 256;
+constexpr int RANK_WARPS = RANK_THREADS / 32;
 // Groups of the longest row, and chunks.
 constexpr u32 MOST_GROUPS = 8192;
 constexpr u32 MOST_CHUNKS = MOST_GROUPS * EACH * PIECES / CHUNK;
-constexpr int GROUPS_EACH = MOST_GROUPS / ROW_THREADS;
+constexpr int GROUPS_EACH = MOST_GROUPS / RANK_THREADS;
 // Tokens that one request can have ranked, and candidates for them.
 constexpr u32 MOST_RANKED = 2048;
 constexpr u32 ROOM = 2 * MOST_RANKED;
@@ -273,13 +273,16 @@ extern "C" __global__ __launch_bounds__(256) void penalties(const Args args) {
     }
 }
 
-// The sum of x over the block. `shared` holds two rounds of WARPS numbers, used in turn.
+// The sum of x over the block. `shared` holds two rounds of RANK_WARPS numbers, used in turn.
 __device__ __forceinline__ u32 block_count(u32 x, u32* shared, u32& round) {
-    u32* mine = shared + (round++ & 1) * WARPS;
+    u32* mine = shared + (round++ & 1) * RANK_WARPS;
     x = __reduce_add_sync(FULL_WARP, x);
     if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = x;
     __syncthreads();
-    return __reduce_add_sync(FULL_WARP, mine[threadIdx.x % 32]);
+    u32 sum = 0;
+#pragma unroll
+    for (int i = 0; i < RANK_WARPS; ++i) sum += mine[i];
+    return sum;
 }
 
 // Sorts `count` keys, a power of two, ascending (Batcher's bitonic network). Keys that a warp compares with each other
@@ -287,7 +290,7 @@ __device__ __forceinline__ u32 block_count(u32 x, u32* shared, u32& round) {
 __device__ __forceinline__ void sort(key* keys, u32 count) {
     for (u32 size = 2; size <= count; size *= 2) {
         for (u32 distance = size / 2; distance > 0; distance /= 2) {
-            for (u32 i = threadIdx.x; i < count / 2; i += ROW_THREADS) {
+            for (u32 i = threadIdx.x; i < count / 2; i += RANK_THREADS) {
                 u32 low = 2 * i - (i & (distance - 1)), high = low + distance;
                 key a = keys[low], b = keys[high];
                 if ((a > b) == ((low & size) == 0)) {
@@ -305,35 +308,21 @@ __device__ __forceinline__ void sort(key* keys, u32 count) {
     __syncthreads();
 }
 
-// The best tokens in order. A bound that as many groups' best keys stay below as tokens are wanted, or some more, lies
-// above the wanted tokens; only those groups have logits below it. One block a row.
-extern "C" __global__ __launch_bounds__(ROW_THREADS, 1) void rank(const Args args) {
-    __shared__ key candidates[ROOM];
-    __shared__ u16 below[ROOM];
-    __shared__ u32 counts[2 * WARPS], groups_below, passed;
-    launch_dependents();
-    wait_for_inputs();
-    u32 row = blockIdx.x, wanted = args.requests[row].count, groups = args.spans * SPAN_THREADS;
-    key mine[GROUPS_EACH], my_best = NOTHING;
+// A bound that at least `wanted` of the keys of all threads are below, and not many more, or all of them. Keys are
+// distinct; none is below `low`, which is not 0.
+__device__ __forceinline__ key bound_above(const key (&mine)[GROUPS_EACH], u32 wanted, key low, u32* counts) {
+    key my_best = mine[0], bound = NOTHING;
 #pragma unroll
-    for (int i = 0; i < GROUPS_EACH; ++i) {
-        u32 group = threadIdx.x + i * ROW_THREADS;
-        mine[i] = group < groups ? args.groups[u64(row) * groups + group] : NOTHING;
-        my_best = minimum(my_best, mine[i]);
-    }
-    key low = row_best(args, row), bound = NOTHING;
-    // Keys of a row with a best key of 0 are not distinct.
-    if (wanted == 0 || low == 0) return;
-    u32 round = 0;
+    for (int i = 1; i < GROUPS_EACH; ++i) my_best = minimum(my_best, mine[i]);
+    u32 round = 0, most = wanted + wanted / 4 + 8;
     auto count_below = [&](key limit) {
-        // The best keys of threads are as good while there are many more of them than are wanted.
-        if (wanted <= ROW_THREADS / 2) return u32(__syncthreads_count(my_best < limit));
+        // The best keys of threads do as well where there are many more of them than are wanted.
+        if (wanted <= RANK_THREADS / 4) return u32(__syncthreads_count(my_best < limit));
         u32 count = 0;
 #pragma unroll
         for (int i = 0; i < GROUPS_EACH; ++i) count += mine[i] < limit;
         return block_count(count, counts, round);
     };
-    u32 most = wanted + wanted / 4 + 8;
     // Fewer than wanted are below `low`; below `bound` there are at least as many, or all.
     for (u32 count = count_below(bound); count > most && bound - low > 1;) {
         key middle = low + (bound - low) / 2;
@@ -345,38 +334,72 @@ extern "C" __global__ __launch_bounds__(ROW_THREADS, 1) void rank(const Args arg
             count = below_middle;
         }
     }
+    return bound;
+}
+
+// The best tokens in order. A bound that as many groups' best keys stay below as tokens are wanted, or some more, lies
+// above the wanted tokens; only those groups have logits below it. One block a row.
+extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args args) {
+    constexpr u32 AHEAD = 4;
+    __shared__ key candidates[ROOM];
+    __shared__ u16 below[ROOM];
+    __shared__ u32 counts[2 * RANK_WARPS], groups_below, passed;
+    launch_dependents();
+    wait_for_inputs();
+    u32 row = blockIdx.x, wanted = args.requests[row].count, groups = args.spans * SPAN_THREADS;
+    key mine[GROUPS_EACH];
+#pragma unroll
+    for (int i = 0; i < GROUPS_EACH; ++i) {
+        u32 group = threadIdx.x + i * RANK_THREADS;
+        mine[i] = group < groups ? args.groups[u64(row) * groups + group] : NOTHING;
+    }
+    key low = row_best(args, row);
+    // Keys of a row with a best key of 0 are not distinct.
+    if (wanted == 0 || low == 0) return;
+    key bound = bound_above(mine, wanted, low, counts);
     if (threadIdx.x == 0) groups_below = passed = 0;
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < GROUPS_EACH; ++i) {
         if (mine[i] >= bound) continue;
         u32 slot = atomicAdd(&groups_below, 1);
-        if (slot < ROOM) below[slot] = u16(threadIdx.x + i * ROW_THREADS);
+        if (slot < ROOM) below[slot] = u16(threadIdx.x + i * RANK_THREADS);
     }
     __syncthreads();
     const float* logits = args.logits + u64(row) * args.stride;
-    for (u32 i = threadIdx.x; i < minimum(groups_below, ROOM) * PIECES; i += ROW_THREADS) {
-        u32 group = below[i / PIECES];
-        u32 at = group / SPAN_THREADS * SPAN + i % PIECES * SWEEP + group % SPAN_THREADS * EACH;
-        if (at >= args.vocabulary) continue;
-        float x[EACH];
-        decode(load_few<f32, EACH>(logits + at), x);
+    u32 pieces = minimum(groups_below, ROOM) * PIECES;
+    for (u32 first = threadIdx.x; first < pieces; first += AHEAD * RANK_THREADS) {
+        Few<f32, EACH> few[AHEAD];
+        u32 at[AHEAD];
 #pragma unroll
-        for (u32 j = 0; j < EACH; ++j) {
-            key k = rank_key(x[j], at + j);
-            if (at + j >= args.vocabulary || k >= bound) continue;
-            u32 slot = atomicAdd(&passed, 1);
-            if (slot < ROOM) candidates[slot] = k;
+        for (u32 i = 0; i < AHEAD; ++i) {
+            u32 piece = first + i * RANK_THREADS;
+            u32 group = below[minimum(piece, pieces - 1) / PIECES];
+            at[i] = group / SPAN_THREADS * SPAN + piece % PIECES * SWEEP + group % SPAN_THREADS * EACH;
+            if (piece >= pieces) at[i] = args.vocabulary;
+            if (at[i] < args.vocabulary) few[i] = load_few<f32, EACH>(logits + at[i]);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; ++i) {
+            float x[EACH];
+            decode(few[i], x);
+#pragma unroll
+            for (u32 j = 0; j < EACH; ++j) {
+                key k = rank_key(x[j], at[i] + j);
+                if (at[i] + j >= args.vocabulary || k >= bound) continue;
+                u32 slot = atomicAdd(&passed, 1);
+                if (slot < ROOM) candidates[slot] = k;
+            }
         }
     }
     __syncthreads();
     u32 kept = minimum(passed, ROOM), size = 2;
     while (size < kept) size *= 2;
-    for (u32 i = kept + threadIdx.x; i < size; i += ROW_THREADS) candidates[i] = NOTHING;
+    for (u32 i = kept + threadIdx.x; i < size; i += RANK_THREADS) candidates[i] = NOTHING;
     __syncthreads();
     sort(candidates, size);
     u32 ranked = minimum(kept, minimum(wanted, MOST_RANKED));
-    for (u32 i = threadIdx.x; i < ranked; i += ROW_THREADS) args.ranked[u64(row) * MOST_RANKED + i] = candidates[i];
+    for (u32 i = threadIdx.x; i < ranked; i += RANK_THREADS) args.ranked[u64(row) * MOST_RANKED + i] = candidates[i];
     if (threadIdx.x == 0) args.found[row].ranked = maximum(passed, groups_below) > ROOM ? ~0u : ranked;
 }
 
@@ -402,9 +425,9 @@ __device__ __forceinline__ u32 walk(const T* weights, u32 count, double& target)
     return last - 1;
 }
 
-// The token in which a draw from the wished sums ends. One block a row; the walk is one thread's, as its additions are
+// The token in which a draw from the wished sums ends. One block a row, a thread for each logit of a chunk; the walk is one thread's, as its additions are
 // in a fixed order.
-extern "C" __global__ __launch_bounds__(ROW_THREADS, 1) void draw(const Args args) {
+extern "C" __global__ __launch_bounds__(CHUNK, 1) void draw(const Args args) {
     __shared__ double chunk_sums[MOST_CHUNKS];
     __shared__ float weights[CHUNK];
     __shared__ u32 chunk;

@@ -14,7 +14,7 @@ pub const MOST_LOGITS: usize = 262_144;
 const SPAN_THREADS: u32 = 128;
 /// Logits that one block of [`Kernel::Largest`] looks at.
 const SPAN: usize = 4096;
-const ROW_THREADS: u32 = 1024;
+const RANK_THREADS: u32 = 256;
 const SUM_THREADS: u32 = 64;
 
 /// One row's request; `sums` is 1 where weights are to be added up, 2 where their sum is to be drawn from, too.
@@ -137,7 +137,8 @@ impl Kernel {
                 Launch { grid: grid(chunks(vocabulary)), block: SUM_THREADS, shared: 0 }
             }
             Kernel::Penalise | Kernel::Restore => block_per_row(rows, 256),
-            Kernel::Rank | Kernel::Draw => block_per_row(rows, ROW_THREADS),
+            Kernel::Rank => block_per_row(rows, RANK_THREADS),
+            Kernel::Draw => block_per_row(rows, BLOCK as u32),
         }
     }
 }
