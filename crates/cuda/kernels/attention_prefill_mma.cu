@@ -1,6 +1,6 @@
-// Attention of tiles of query rows on the tensor cores, in the arithmetic of attention_mma.cuh: one block for each (tile,
-// key head). The rows of a tile are consecutive tokens of one sequence, each with all query heads of the group: row r is
-// token r / group, head r % group.
+// Attention of tiles of query rows on the tensor cores, in the arithmetic of attention_mma.cuh: one block for each tile
+// and key head. The rows of a tile are consecutive tokens of one sequence, each with all query heads of the group: row
+// r is token r / group, head r % group.
 //
 // Spans pass through shared memory, the next one while one is computed. What sections before the current one left of a
 // row waits there too: it is needed once in SECTION spans.
@@ -10,180 +10,8 @@
 // That a multiprocessor is to hold.
 constexpr int BLOCKS = (PANELS > 1 ? 256 : WARPGROUPS ? 512 : 384) / THREADS;
 
-// -------------------------------------------------------------------------------------------------------- staging
-
-// What a block works on: the key head, and tokens, of which the first one's row in the batch and its position are given.
-struct Work {
-    const u32* block_table;
-    u32 kv_head;
-    u32 first_row;
-    u32 position;
-    u32 tokens;
-};
-
-__device__ __forceinline__ Visible seen_by(const AttentionArgs& args, const Work& work, u32 token) {
-    return visible_to(work.position + token, args.window);
-}
-__device__ __forceinline__ bool sees_of_span(const AttentionArgs& args, const Work& work, u32 token, u32 span) {
-    Visible seen = within_span(seen_by(args, work, token), span);
-    return seen.first < seen.end;
-}
-// What any row sees, and what every row sees.
-__device__ __forceinline__ Visible seen_by_any(const AttentionArgs& args, const Work& work) {
-    return Visible{seen_by(args, work, 0).first, work.position + work.tokens};
-}
-__device__ __forceinline__ Visible seen_by_every(const AttentionArgs& args, const Work& work) {
-    return Visible{seen_by(args, work, work.tokens - 1).first, work.position + 1};
-}
-
-// Where a span is staged: its stage, and which of two spans it is.
-struct Slot {
-    u32 stage;
-    u32 parity;
-};
-
-// In place of a page or of the number of a key's vector: no row of the tile sees the position, and zeros are staged.
-constexpr u32 UNSEEN = 0xffffffff;
-
-// The page that this thread's position of a span lies in: asked for well before its vector is.
-__device__ __forceinline__ u32 find_page(const AttentionArgs& args, const Work& work, u32 span) {
-    u32 position = span * SPAN + threadIdx.x;
-    Visible any = seen_by_any(args, work);
-    if (threadIdx.x >= SPAN || position < any.first || position >= any.end) return UNSEEN;
-    return work.block_table[position >> args.cache.page_shift];
-}
-
-__device__ __forceinline__ void store_vector(
-    const AttentionArgs& args, Shared& shared, const Work& work, u32 page, u32 span, u32 parity
-) {
-    if (threadIdx.x >= SPAN) return;
-    u32 number = vector_in_page(args.cache, page, work.kv_head, span * SPAN + threadIdx.x);
-    shared.vector[parity][threadIdx.x] = page == UNSEEN ? UNSEEN : number;
-}
-
-// Copies 16 bytes, or zeros.
-__device__ __forceinline__ void copy_async_or_zero(uint4* to, const void* from, bool copied) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 ::"r"(shared_address(to)), "l"(from), "r"(copied ? 16 : 0) : "memory");
-}
-
-// The positions and packs of a span that this thread copies.
-__device__ __forceinline__ u32 my_position(int i) {
-    if (THREADS % PACKS == 0) return threadIdx.x / PACKS + i * (THREADS / PACKS);
-    return (threadIdx.x + i * THREADS) / PACKS;
-}
-__device__ __forceinline__ u32 my_pack(int i) {
-    return (THREADS % PACKS == 0 ? threadIdx.x : threadIdx.x + i * THREADS) % PACKS;
-}
-// Where among the staged chunks the pack goes, if it is not converted.
-__device__ __forceinline__ u32 my_place(int i) {
-    constexpr int APART = THREADS / PACKS;
-    if (THREADS % PACKS == 0 && APART % 8 == 0) return place(my_position(0), my_pack(0)) + i * APART * PANEL_CHUNKS;
-    return place(my_position(i), my_pack(i));
-}
-__device__ __forceinline__ bool is_mine(int i) {
-    return int(SPAN) * PACKS % THREADS == 0 || threadIdx.x + i * THREADS < SPAN * PACKS;
-}
-
-// The pack of a key; values lie `values_from_keys` further.
-__device__ __forceinline__ const C* pack_address(const CacheLayer& cache, u32 vector, u32 pack) {
-    const char* first = reinterpret_cast<const char*>(cache.values) + pack * 16;
-    return reinterpret_cast<const C*>(first + u64(vector) * u32(cache.stride * sizeof(C)));
-}
-__device__ __forceinline__ u64 values_from_keys(const CacheLayer& cache) {
-    return u64(value_offset(cache)) * cache.stride;
-}
-
-struct Packs {
-    Pack<C> pack[MY_PACKS];
-};
-
-// Loads packs that lie `offset` values after those of the keys.
-__device__ __forceinline__ void load_packs(const CacheLayer& cache, const u32* vector, u64 offset, Packs& packs) {
-#pragma unroll
-    for (int i = 0; i < MY_PACKS; ++i) {
-        u32 number = is_mine(i) ? vector[my_position(i)] : UNSEEN;
-        packs.pack[i].raw.bits = uint4{0, 0, 0, 0};
-        if (number != UNSEEN) packs.pack[i] = load_pack(pack_address(cache, number, my_pack(i)) + offset);
-    }
-}
-
-__device__ __forceinline__ void store_packs(const Packs& packs, uint4* to) {
-#pragma unroll
-    for (int i = 0; i < MY_PACKS; ++i) {
-        if (!is_mine(i)) continue;
-        float x[PACK_VALUES];
-        decode(packs.pack[i], x);
-#pragma unroll
-        for (int half = 0; half < PACK_VALUES / CHUNK; ++half) {
-            // What pads a vector in the cache may be anything.
-            bool within = (my_pack(i) * 2 + half) * CHUNK < DIM;
-            float y[CHUNK];
-#pragma unroll
-            for (int d = 0; d < CHUNK; ++d) y[d] = within ? x[half * CHUNK + d] : 0.0f;
-            to[place(my_position(i), my_pack(i) * 2 + half)] = encode<A>(y).raw.bits;
-        }
-    }
-}
-
-// A span on its way to shared memory.
-struct Incoming {
-    Packs keys;
-    Packs values;
-    float key_scale;
-    float value_scale;
-};
-
-__device__ __forceinline__ void start_span(
-    const CacheLayer& cache, Shared& shared, Slot slot, Incoming& incoming
-) {
-    const u32* vector = shared.vector[slot.parity];
-    if constexpr (CONVERTED) {
-        load_packs(cache, vector, 0, incoming.keys);
-        load_packs(cache, vector, values_from_keys(cache), incoming.values);
-    } else {
-#pragma unroll
-        for (int i = 0; i < MY_PACKS; ++i) {
-            if (!is_mine(i)) continue;
-            u32 number = vector[my_position(i)], to = my_place(i);
-            bool copied = number != UNSEEN && my_pack(i) * CHUNK < DIM;
-            const C* from = pack_address(cache, copied ? number : 0, my_pack(i));
-            copy_async_or_zero(shared.keys[slot.stage] + to, from, copied);
-            copy_async_or_zero(shared.values[slot.stage] + to, from + values_from_keys(cache), copied);
-        }
-        copy_async_commit();
-    }
-    if (SCALED && threadIdx.x < SPAN) {
-        u32 number = vector[threadIdx.x];
-        bool seen = number != UNSEEN;
-        incoming.key_scale = seen ? to_f32(cache.scales[number]) : 0.0f;
-        incoming.value_scale = seen ? to_f32(cache.scales[number + value_offset(cache)]) : 0.0f;
-    }
-}
-
-// Makes this thread's part of the span seen after the next barrier.
-__device__ __forceinline__ void publish() {
-    copy_async_wait<0>();
-#if WARPGROUPS
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void finish_span(Shared& shared, Slot slot, const Incoming& incoming) {
-    if constexpr (CONVERTED) {
-        store_packs(incoming.keys, shared.keys[slot.stage]);
-        store_packs(incoming.values, shared.values[slot.stage]);
-    }
-    if (SCALED && threadIdx.x < SPAN) {
-        shared.key_scale[slot.parity][threadIdx.x] = incoming.key_scale;
-        shared.value_scale[slot.parity][threadIdx.x] = incoming.value_scale;
-    }
-}
-
-// ------------------------------------------------------------------------------------------------------------ rows
-
-// The two rows of a lane: their tokens, and what they have seen of the current section. Rows that the tile does not have
-// compute like others, as token 0, and are not stored.
+// The two rows of a lane: their tokens, and what they have seen of the current section. Rows that the tile does not
+// have compute like others, as token 0, and are not stored.
 struct Rows {
     u32 token[2];
     Softmax section[2];
@@ -231,19 +59,41 @@ __device__ __forceinline__ void hide(
     }
 }
 
-// Scores of a row become weights.
-__device__ __forceinline__ Softmax weigh(Columns& c, int half, float base) {
-    float largest = -infinity(), sum = 0.0f;
+// One number for each of a lane's rows.
+struct Pair {
+    float row[2];
+};
+
+// The largest number of each row.
+__device__ __forceinline__ Pair largest_of(Columns& c) {
+    // Four chains a row, so that they take turns.
+    float most[2][4];
 #pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; ++i) largest = larger(largest, at(c, half, i));
-    largest = row_largest(largest) * base;
-    float shift = finite_or_zero(largest);
-#pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; ++i) {
-        at(c, half, i) = weight_of(at(c, half, i), base, shift);
-        sum = sum + at(c, half, i);
+    for (int i = 0; i < 4 * COLUMNS; ++i) {
+        int half = i % 2, chain = i / 2 % 4;
+        float x = at(c, half, i / 2);
+        most[half][chain] = i / 2 < 4 ? x : larger(most[half][chain], x);
     }
-    return Softmax{largest, row_sum(sum)};
+    Pair largest;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float one = larger(most[half][0], most[half][1]), other = larger(most[half][2], most[half][3]);
+        largest.row[half] = row_largest(larger(one, other));
+    }
+    return largest;
+}
+
+// Scores become weights, of which this lane's are added up for each row.
+__device__ __forceinline__ Pair weigh(Columns& c, float base, const Pair& largest) {
+    Pair sum{{0.0f, 0.0f}};
+#pragma unroll
+    for (int i = 0; i < 4 * COLUMNS; ++i) {
+        int half = i % 2;
+        float& x = at(c, half, i / 2);
+        x = weight_of(x, base, finite_or_zero(largest.row[half]));
+        sum.row[half] = sum.row[half] + x;
+    }
+    return sum;
 }
 
 // Multiplies all columns by scales of their positions.
@@ -256,15 +106,25 @@ __device__ __forceinline__ void multiply_by(Columns& c, const float* scale) {
     }
 }
 
-// Multiplies the weights of a row by a power of two; returns what undoes it.
-__device__ __forceinline__ float normalise(Columns& c, int half) {
-    float largest = 0.0f;
+// Multiplies the weights of each row by a power of two; returns what undoes it.
+__device__ __forceinline__ Pair normalise(Columns& c) {
+    Pair largest = largest_of(c), undo;
 #pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; ++i) largest = larger(largest, at(c, half, i));
-    Normal normal = normal_of(row_largest(largest));
+    for (int half = 0; half < 2; ++half) {
+        Normal normal = normal_of(largest.row[half]);
 #pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; ++i) at(c, half, i) = at(c, half, i) * normal.of_weights;
-    return normal.of_outputs;
+        for (int i = 0; i < 2 * COLUMNS; ++i) at(c, half, i) = at(c, half, i) * normal.of_weights;
+        undo.row[half] = normal.of_outputs;
+    }
+    return undo;
+}
+
+__device__ __forceinline__ void multiply_rows(Columns& c, float first, float second) {
+#pragma unroll
+    for (int i = 0; i < 2 * COLUMNS; ++i) {
+        at(c, 0, i) = at(c, 0, i) * first;
+        at(c, 1, i) = at(c, 1, i) * second;
+    }
 }
 
 __device__ __forceinline__ void split_weights(const Columns& c, Weights& weights) {
@@ -281,27 +141,20 @@ __device__ __forceinline__ void split_weights(const Columns& c, Weights& weights
     }
 }
 
-// What is done with a span's outputs of each of a lane's rows.
-struct Joining {
-    Factors by[2];
-    float of_outputs[2];
-};
-
-// Multiplies the span's values and joins the outputs to the section's.
-__device__ __forceinline__ void add_values(
-    const Weights& weights, const uint4* values, const Joining& joining, Columns (&out)[PANELS]
+// Joins the span's softmax to the section's where a row sees some of the span; returns the factors for the outputs.
+__device__ __forceinline__ void join_rows(
+    const bool (&taken)[2], const Pair& largest, const Pair& sum, Rows& rows, Factors (&by)[2]
 ) {
 #pragma unroll
-    for (int panel = 0; panel < PANELS; ++panel) {
-        Columns c;
-        multiply_values(c, weights, values + panel * SPAN * PANEL_CHUNKS);
-#pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; ++i) {
-            float part = c.part[i / 4][i % 4];
-            if (SCALED) part = part * joining.of_outputs[i % 4 / 2];
-            float& to = out[panel].part[i / 4][i % 4];
-            to = merge_output(to, part, joining.by[i % 4 / 2]);
-        }
+    for (int half = 0; half < 2; ++half) {
+        Softmax& section = rows.section[half];
+        Softmax joined = section;
+        by[half] = join(joined, Softmax{largest.row[half], row_sum(sum.row[half])});
+        section.largest = taken[half] ? joined.largest : section.largest;
+        section.sum = taken[half] ? joined.sum : section.sum;
+        // These leave what the row has as it is, to the signs of zeros.
+        by[half].before = taken[half] ? by[half].before : 1.0f;
+        by[half].part = taken[half] ? by[half].part : -0.0f;
     }
 }
 
@@ -321,37 +174,52 @@ __device__ __forceinline__ bool any_not_finite(const uint4* values) {
     return __syncthreads_or(found);
 }
 
-// One span for all rows; an edge where some do not see all of it.
+// One span for all rows, given its scores; an edge where some do not see all of it. The outputs are merged as
+// merge_output() does, its first product while the matrix units are at work.
 __device__ __forceinline__ void compute_span(
-    const AttentionArgs& args, Shared& shared, const Work& work, u32 span, Slot slot, bool edge, Rows& rows,
+    const AttentionArgs& args, Shared& shared, const Work& work, u32 span, Slot slot, bool edge, Columns& c, Rows& rows,
     Columns (&out)[PANELS]
 ) {
-    Columns c;
-    multiply_keys(c, shared.query, shared.keys[slot.stage]);
     if (SCALED) multiply_by(c, shared.key_scale[slot.parity]);
     if (edge) hide(c, args, work, span, rows, -infinity());
-    Joining joining;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        Softmax part = weigh(c, half, base_2(args.scale)), section = rows.section[half];
-        joining.by[half] = join(section, part);
-        joining.of_outputs[half] = 1.0f;
-        if (!edge || sees_of_span(args, work, rows.token[half], span)) {
-            rows.section[half] = section;
-        } else {
-            // These leave what the row has as it is, to the signs of zeros.
-            joining.by[half] = Factors{1.0f, -0.0f};
-        }
-    }
+    Pair largest = largest_of(c), undo{{1.0f, 1.0f}};
+    float base = base_2(args.scale);
+    largest = Pair{{largest.row[0] * base, largest.row[1] * base}};
+    Pair sum = weigh(c, base, largest);
     if (SCALED) {
         multiply_by(c, shared.value_scale[slot.parity]);
         if (edge) hide(c, args, work, span, rows, 0.0f);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) joining.of_outputs[half] = normalise(c, half);
+        undo = normalise(c);
     }
+    bool taken[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) taken[half] = !edge || sees_of_span(args, work, rows.token[half], span);
+    Factors by[2];
+    join_rows(taken, largest, sum, rows, by);
     Weights weights;
     split_weights(c, weights);
-    add_values(weights, shared.values[slot.stage], joining, out);
+    // Two panels are on their way together; more leave no registers for it.
+    constexpr bool TOGETHER = WARPGROUPS && PANELS == 2;
+    Columns part[TOGETHER ? 2 : 1];
+#pragma unroll
+    for (int panel = 0; panel < PANELS; ++panel) {
+        const uint4* values = shared.values[slot.stage] + panel * SPAN * PANEL_CHUNKS;
+        Columns& mine = part[TOGETHER ? panel : 0];
+        if (!TOGETHER || panel == 0) start_outputs(mine, weights, values);
+        if (TOGETHER && panel == 0) start_outputs(part[TOGETHER], weights, values + SPAN * PANEL_CHUNKS);
+        multiply_rows(out[panel], by[0].before, by[1].before);
+        if (TOGETHER && panel == 0) {
+            finish_products<1>(mine);
+        } else {
+            finish_products<0>(mine);
+        }
+        if (SCALED) multiply_rows(mine, undo.row[0], undo.row[1]);
+#pragma unroll
+        for (int i = 0; i < 4 * COLUMNS; ++i) {
+            float& to = out[panel].part[i / 4][i % 4];
+            to = mul_add(mine.part[i / 4][i % 4], by[i % 4 / 2].part, to);
+        }
+    }
 }
 
 // Joins a section to those before it.
@@ -421,14 +289,16 @@ __device__ __forceinline__ void start_tile(const AttentionArgs& args, Shared& sh
 __device__ __forceinline__ bool compute_tile(const AttentionArgs& args, Shared& shared, const Work& work) {
     Visible any = seen_by_any(args, work), every = seen_by_every(args, work);
     u32 first_span = any.first / SPAN, spans = div_ceil(any.end, SPAN);
+    // The same for all lanes, which the compiler is told in this way.
+    u32 warp = __shfl_sync(FULL_WARP, threadIdx.x / 32, 0);
     Rows rows;
     start_tile(args, shared, work, rows);
     Columns out[PANELS];
 #pragma unroll
     for (int i = 0; i < PANELS; ++i) clear(out[i]);
-    Incoming incoming;
-    start_span(args.cache, shared, Slot{0, 0}, incoming);
-    finish_span(shared, Slot{0, 0}, incoming);
+    Scales scales;
+    start_span(args.cache, shared, Slot{0, 0}, scales);
+    finish_span(shared, Slot{0, 0}, scales);
 
     for (u32 span = first_span; span < spans; ++span) {
         u32 parity = (span - first_span) % 2;
@@ -436,18 +306,20 @@ __device__ __forceinline__ bool compute_tile(const AttentionArgs& args, Shared& 
         // The span has come, and the one before has been used.
         publish();
         __syncthreads();
-        bool more = span + 1 < spans;
-        if (STAGES == 2 && more) start_span(args.cache, shared, next, incoming);
-        u32 page = find_page(args, work, span + 2);
-        bool edge = every.first > span * SPAN || every.end < (span + 1) * SPAN;
+        bool more = span + 1 < spans, edge = every.first > span * SPAN || every.end < (span + 1) * SPAN;
         if (edge && work.tokens > 1 && any_not_finite(shared.values[slot.stage])) return false;
-        compute_span(args, shared, work, span, slot, edge, rows, out);
+        Columns scores;
+        start_scores(scores, warp, shared.query, shared.keys[slot.stage]);
+        if (STAGES == 2 && more) start_span(args.cache, shared, next, scales);
+        u32 page = find_page(args, work, span + 2);
+        finish_products<0>(scores);
+        compute_span(args, shared, work, span, slot, edge, scores, rows, out);
         if (!more || (span + 1) % SECTION == 0) close_section(args, shared, work, span / SECTION, rows, out);
         if (STAGES == 1 && more) {
             __syncthreads();
-            start_span(args.cache, shared, next, incoming);
+            start_span(args.cache, shared, next, scales);
         }
-        if (more) finish_span(shared, next, incoming);
+        if (more) finish_span(shared, next, scales);
         store_vector(args, shared, work, page, span + 2, parity);
     }
     store_rows(args, shared, work, rows);

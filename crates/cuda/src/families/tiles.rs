@@ -42,20 +42,26 @@ const PANEL: usize = 64;
 
 impl MatrixTiling {
     /// From the fastest to what fits the least shared memory.
-    const ALL: [MatrixTiling; 3] = [
+    const ALL: [MatrixTiling; 4] = [
         MatrixTiling { rows: 128, stages: 2 },
         MatrixTiling { rows: 64, stages: 2 },
         MatrixTiling { rows: 64, stages: 1 },
+        // Less than a warpgroup: no device that has those has so little.
+        MatrixTiling { rows: 32, stages: 1 },
     ];
 
-    /// The size of `Shared` of `kernels/attention_tile.cuh`, which is checked when that is compiled.
-    fn shared(self, dim: usize) -> usize {
+    /// What `kernels/attention_tile.cuh` has in shared memory; its sum is checked when that is compiled.
+    fn shared(self, cache: CacheFormat, dim: usize) -> usize {
         let MatrixTiling { rows, stages } = self;
         let panels = dim.div_ceil(PANEL);
         // Queries of 16 bits, keys and values of the stages, outputs before the current section.
         let vectors = panels * PANEL * (2 * rows + stages * 2 * 2 * SPAN + 4 * rows);
         let softmax = 2 * 8 * self.threads();
-        vectors + softmax + 2 * SPAN * 3 * size_of::<f32>()
+        let codes = match cache.format.bytes() {
+            1 => 2 * 16 * (SPAN * dim.div_ceil(16)).next_multiple_of(self.threads()),
+            _ => 0,
+        };
+        vectors + softmax + 2 * SPAN * 3 * size_of::<f32>() + codes
     }
 
     /// A thread has two rows, of which four threads share one.
@@ -65,11 +71,11 @@ impl MatrixTiling {
 }
 
 impl Tiling {
-    /// The tiling for a unit and heads on a device whose blocks can have `shared` bytes of shared memory; `None` where
+    /// The tiling for a unit, a cache and heads on a device whose blocks can have `shared` bytes of shared memory; `None` where
     /// tiles do not fit, or do not have room for one token.
-    pub fn choose(unit: Unit, heads: Heads, shared: u32) -> Option<Tiling> {
+    pub fn choose(unit: Unit, cache: CacheFormat, heads: Heads, shared: u32) -> Option<Tiling> {
         let fits = |tiling: &Tiling| {
-            attention::group(heads) <= tiling.rows() && tiling.shared(heads.dim) <= shared as usize
+            attention::group(heads) <= tiling.rows() && tiling.shared(cache, heads.dim) <= shared as usize
         };
         match unit {
             Unit::Fma => Some(Tiling::Fma).filter(fits),
@@ -84,14 +90,14 @@ impl Tiling {
         }
     }
 
-    fn shared(self, dim: usize) -> usize {
+    fn shared(self, cache: CacheFormat, dim: usize) -> usize {
         match self {
             Tiling::Fma => {
                 let wide = dim.next_multiple_of(64) + 4;
                 let floats = (self.rows() + SPAN) * wide + self.rows() * (SPAN + 4);
                 (floats + 2 * self.rows() + 3 * SPAN) * size_of::<f32>()
             }
-            Tiling::Matrix(tiling) => tiling.shared(dim),
+            Tiling::Matrix(tiling) => tiling.shared(cache, dim),
         }
     }
 
@@ -111,7 +117,7 @@ impl Tiling {
             Tiling::Matrix(MatrixTiling { rows, stages }) => {
                 aliases.push(Alias::count("ROWS", rows as u32));
                 aliases.push(Alias::count("STAGES", stages as u32));
-                aliases.push(Alias::count("SHARED", self.shared(heads.dim) as u32));
+                aliases.push(Alias::count("SHARED", self.shared(cache, heads.dim) as u32));
                 KernelSpec { file: SourceFile::AttentionPrefillMma, entry: "attention_prefill_mma", aliases }
             }
         }
@@ -119,8 +125,8 @@ impl Tiling {
 
     /// The launch for a number of tiles. Key heads of a tile are neighbours, so that tiles start in the order of their
     /// list.
-    pub fn launch(self, heads: Heads, tiles: usize) -> Launch {
-        let shared = self.shared(heads.dim) as u32;
+    pub fn launch(self, cache: CacheFormat, heads: Heads, tiles: usize) -> Launch {
+        let shared = self.shared(cache, heads.dim) as u32;
         match self {
             Tiling::Fma => {
                 let block = if heads.dim <= 64 { 128 } else { 256 };
@@ -140,8 +146,11 @@ mod tests {
 
     const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
 
-    fn matrix(heads: Heads, shared: u32) -> Option<(usize, usize)> {
-        match Tiling::choose(Unit::Matrix, heads, shared)? {
+    const BF16: CacheFormat = CacheFormat::plain(Format::Bf16);
+    const E4M3: CacheFormat = CacheFormat::plain(Format::F8E4M3);
+
+    fn matrix(cache: CacheFormat, heads: Heads, shared: u32) -> Option<(usize, usize)> {
+        match Tiling::choose(Unit::Matrix, cache, heads, shared)? {
             Tiling::Matrix(MatrixTiling { rows, stages }) => Some((rows, stages)),
             Tiling::Fma => panic!("not what was asked for"),
         }
@@ -150,26 +159,30 @@ mod tests {
     #[test]
     fn tiles_are_the_largest_that_fit() {
         let wide = Heads { query: 32, key_value: 8, dim: 128 };
-        assert_eq!(matrix(QWEN, 101_376), Some((128, 2)));
-        assert_eq!(matrix(wide, 232_448), Some((128, 2)));
-        assert_eq!(matrix(wide, 166_912), Some((64, 2)));
-        assert_eq!(matrix(wide, 101_376), Some((64, 1)));
+        for cache in [BF16, E4M3] {
+            assert_eq!(matrix(cache, QWEN, 101_376), Some((128, 2)));
+            assert_eq!(matrix(cache, wide, 232_448), Some((128, 2)));
+            assert_eq!(matrix(cache, wide, 166_912), Some((64, 2)));
+        }
+        assert_eq!(matrix(BF16, wide, 101_376), Some((64, 1)));
+        assert_eq!(matrix(E4M3, wide, 101_376), Some((32, 1)));
         let widest = Heads { dim: 256, ..wide };
-        assert_eq!(matrix(widest, 232_448), Some((64, 1)));
-        assert_eq!(matrix(widest, 101_376), None);
+        assert_eq!(matrix(BF16, widest, 232_448), Some((64, 1)));
+        assert_eq!(matrix(BF16, widest, 101_376), None);
         let many = Heads { query: 100, key_value: 1, dim: 64 };
-        assert_eq!(matrix(many, 232_448), Some((128, 2)));
-        assert_eq!(matrix(Heads { dim: 128, ..many }, 101_376), None);
-        assert_eq!(Tiling::choose(Unit::Fma, many, 232_448), None);
+        assert_eq!(matrix(BF16, many, 232_448), Some((128, 2)));
+        assert_eq!(matrix(BF16, Heads { dim: 128, ..many }, 101_376), None);
+        assert_eq!(Tiling::choose(Unit::Fma, BF16, many, 232_448), None);
     }
 
     #[test]
     fn launches_cover_every_head_of_every_tile() {
-        let tiling = Tiling::choose(Unit::Matrix, QWEN, 232_448).expect("fits");
+        let tiling = Tiling::choose(Unit::Matrix, BF16, QWEN, 232_448).expect("fits");
         assert_eq!(tiling.tokens(QWEN), 18);
-        assert_eq!(tiling.launch(QWEN, 5), Launch { grid: [10, 1, 1], block: 256, shared: 87_552 });
-        let fma = Tiling::choose(Unit::Fma, QWEN, 232_448).expect("fits");
+        assert_eq!(tiling.launch(BF16, QWEN, 5), Launch { grid: [10, 1, 1], block: 256, shared: 87_552 });
+        assert_eq!(tiling.launch(E4M3, QWEN, 5).shared, 87_552 + (8 << 10));
+        let fma = Tiling::choose(Unit::Fma, BF16, QWEN, 232_448).expect("fits");
         assert_eq!(fma.tokens(QWEN), 9);
-        assert_eq!(fma.launch(QWEN, 5).grid, [5, 2, 1]);
+        assert_eq!(fma.launch(BF16, QWEN, 5).grid, [5, 2, 1]);
     }
 }
