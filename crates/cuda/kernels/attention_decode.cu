@@ -230,7 +230,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 4) void attention_decode(const 
         if (out_head(i) >= GROUP) continue;
         u32 head = kv_head * GROUP + out_head(i);
         Softmax part = shared.softmax[out_head(i)];
-        u64 record = (u64(blockIdx.z) * args.query_heads + head) * args.spans + blockIdx.x;
+        u64 record = (u64(blockIdx.z) * args.query_heads + head) * args.records + blockIdx.x;
         Softmax all = nothing_seen();
         Factors by = merge(all, part);
         if (spans > 1 && threadIdx.x % 32 == 0 && out_dim(0) < 64) args.part_softmax[record] = part;

@@ -1,14 +1,20 @@
-// Merges the spans of decoded rows in ascending order: one block for each (query head, row).
+// Merges the records of decoded rows in ascending order: one block for each (query head, row).
 //
-// Each span is joined to those before it, both sides scaled to the larger of their largest scores. The largest scores
-// so far are a running maximum, so that all factors of up to THREADS spans are computed at once; the sums remain chains
-// in ascending order. Aliases: those of cache.cuh and DIM.
+// Each record is joined to those before it, both sides scaled to the larger of their largest scores. The largest scores
+// so far are a running maximum, so that all factors of a chunk of records are computed at once; the sums remain chains
+// in ascending order.
+//
+// Aliases: those of cache.cuh, DIM, and RECORD, the positions of a record: SPAN where a record is a span, more where it
+// is a section of attention_mma.cuh, whose exponents have base 2.
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
+// Records that are in shared memory at a time.
+constexpr u32 CHUNK = minimum(THREADS, 32 * 1024 / (DIM * 4));
 constexpr int DIMS = (DIM + THREADS - 1) / THREADS;
 
 struct Shared {
+    float parts[CHUNK][DIM];
     Factors by[THREADS];
     float sum[THREADS];
     float warp_largest[WARPS];
@@ -28,37 +34,51 @@ __device__ __forceinline__ float running_largest(float x, Shared& shared) {
     return x;
 }
 
-extern "C" __global__ __launch_bounds__(THREADS, 4) void attention_merge(const AttentionArgs args) {
+__device__ __forceinline__ Factors factors_of(float before, float largest, float joined) {
+    if (RECORD == SPAN) return factors(before, largest, joined);
+    float shift = finite_or_zero(joined);
+    return Factors{power_of_two(before - shift), power_of_two(largest - shift)};
+}
+
+// The factors of a chunk, a record for each thread; the largest score so far is brought up to date.
+__device__ __forceinline__ void compute_factors(Shared& shared, Softmax part, float& largest) {
+    float joined = running_largest(larger(largest, part.largest), shared);
+    float before = __shfl_up_sync(FULL_WARP, joined, 1);
+    if (threadIdx.x % 32 == 0) {
+        before = largest;
+        for (u32 i = 0; i < threadIdx.x / 32; ++i) before = larger(before, shared.warp_largest[i]);
+    }
+    shared.by[threadIdx.x] = factors_of(before, part.largest, joined);
+    shared.sum[threadIdx.x] = part.sum;
+    for (u32 i = 0; i < WARPS; ++i) largest = larger(largest, shared.warp_largest[i]);
+}
+
+extern "C" __global__ __launch_bounds__(THREADS) void attention_merge(const AttentionArgs args) {
+    __shared__ __align__(16) Shared shared;
     launch_dependents();
-    wait_for_inputs();
-    __shared__ Shared shared;
     u32 head = blockIdx.x, row = args.rows[blockIdx.y];
     Visible visible = visible_to(args.batch.positions[row], args.window);
-    u32 spans = (visible.end - 1) / SPAN - visible.first / SPAN + 1;
-    // The block of a single span has stored the result.
-    if (spans == 1) return;
+    u32 records = (visible.end - 1) / RECORD - visible.first / RECORD + 1;
+    // The block of a single record has stored the result.
+    if (records == 1) return;
 
-    u64 record = (u64(blockIdx.y) * args.query_heads + head) * args.spans;
-    const Softmax* softmax = args.part_softmax + record;
-    const float* parts = args.parts + record * DIM;
+    u64 record = (u64(blockIdx.y) * args.query_heads + head) * args.records;
     Softmax all = nothing_seen();
     float out[DIMS];
 #pragma unroll
     for (int j = 0; j < DIMS; ++j) out[j] = 0.0f;
+    wait_for_inputs();
 
-    for (u32 start = 0; start < spans; start += THREADS) {
-        u32 count = minimum(spans - start, u32(THREADS));
-        Softmax part = threadIdx.x < count ? softmax[start + threadIdx.x] : nothing_seen();
-        float joined = running_largest(larger(all.largest, part.largest), shared);
-        float before = __shfl_up_sync(FULL_WARP, joined, 1);
-        if (threadIdx.x % 32 == 0) {
-            before = all.largest;
-            for (u32 i = 0; i < threadIdx.x / 32; ++i) before = larger(before, shared.warp_largest[i]);
-        }
-        shared.by[threadIdx.x] = factors(before, part.largest, joined);
-        shared.sum[threadIdx.x] = part.sum;
+    for (u32 start = 0; start < records; start += CHUNK) {
+        u32 count = minimum(records - start, CHUNK);
+        const float* parts = args.parts + (record + start) * DIM;
+        for (u32 i = threadIdx.x * 4; i < count * DIM; i += THREADS * 4) copy_async_16(&shared.parts[0][i], parts + i);
+        copy_async_commit();
+        Softmax part = nothing_seen();
+        if (threadIdx.x < count) part = args.part_softmax[record + start + threadIdx.x];
+        compute_factors(shared, part, all.largest);
+        copy_async_wait<0>();
         __syncthreads();
-        for (u32 i = 0; i < WARPS; ++i) all.largest = larger(all.largest, shared.warp_largest[i]);
 #pragma unroll 8
         for (u32 i = 0; i < count; ++i) {
             Factors by = shared.by[i];
@@ -66,7 +86,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 4) void attention_merge(const A
 #pragma unroll
             for (int j = 0; j < DIMS; ++j) {
                 u32 dim = threadIdx.x + j * THREADS;
-                if (dim < DIM) out[j] = merge_output(out[j], parts[u64(start + i) * DIM + dim], by);
+                if (dim < DIM) out[j] = merge_output(out[j], shared.parts[i][dim], by);
             }
         }
         __syncthreads();

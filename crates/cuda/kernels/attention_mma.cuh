@@ -72,6 +72,25 @@ __device__ __forceinline__ void load_transposed(u32 (&to)[4], u32 address) {
                  : "memory");
 }
 
+// Two codes of e4m3 as two numbers of a format that has them all.
+__device__ __forceinline__ u32 widen(u32 codes, bf16) {
+    float pair[2];
+    decode_e4m3x2(u16(codes), pair[0], pair[1]);
+    // The upper halves of both: what is cut off is zero.
+    return __byte_perm(bits_of(pair[0]), bits_of(pair[1]), 0x7632);
+}
+__device__ __forceinline__ u32 widen(u32 codes, f16) {
+#if __CUDA_ARCH__ >= 890
+    u32 halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(u16(codes)));
+    return halves;
+#else
+    float pair[2];
+    decode_e4m3x2(u16(codes), pair[0], pair[1]);
+    return encode_word(pair, f16{});
+#endif
+}
+
 // -------------------------------------------------------------------------------------------------------- softmax
 
 __device__ __forceinline__ float base_2(float scale) { return scale * 1.44269504088896340736f; }

@@ -91,7 +91,7 @@ struct AttentionArgs {
     // [rows][query_stride] and [rows][out_stride].
     const A* query;
     A* out;
-    // Decode: one record of DIM outputs and one Softmax for each [listed row][query head][spans].
+    // Decode: one record of DIM outputs and one Softmax for each [listed row][query head][records].
     float* parts;
     Softmax* part_softmax;
     // Decode: the rows to work on.
@@ -106,7 +106,7 @@ struct AttentionArgs {
     // Positions that a query sees, its own included; the largest u32 where there is no limit.
     u32 window;
     // Records of each row and head.
-    u32 spans;
+    u32 records;
     float scale;
     u32 unused;
 };

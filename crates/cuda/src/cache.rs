@@ -7,7 +7,7 @@ use mantissa_ops::program::CacheSpec;
 
 use crate::device::{Device, DeviceBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::cache::{CacheLayer, CacheLayout};
+use crate::families::cache::{CacheLayer, CacheLayout, MIN_PAGE_SIZE};
 
 const WHAT: &str = "KV cache";
 
@@ -20,12 +20,19 @@ pub(crate) struct KvCache {
     pub format: CacheFormat,
 }
 
-/// The layout, where kernels can count its vectors.
+/// The layout, where kernels can count its vectors and pages are not too small for them.
 pub(crate) fn layout(
     spec: CacheSpec,
     format: CacheFormat,
     limits: &Limits,
 ) -> Result<CacheLayout, PrepareError> {
+    if limits.page_size < MIN_PAGE_SIZE {
+        return Err(PrepareError::Limit {
+            what: "tokens of a page of the KV cache",
+            got: limits.page_size,
+            wanted: format!("{MIN_PAGE_SIZE} or more"),
+        });
+    }
     CacheLayout::new(spec, format, limits).ok_or_else(|| PrepareError::Limit {
         what: "pages of the KV cache",
         got: limits.pages,

@@ -1,7 +1,9 @@
 //! What the CUDA backend can do: every combination that has a kernel, as data. It does not depend on the device, but on
 //! whose products are asked for: a library's are other contracts.
 
-use mantissa_numerics::contract::{Compute, ContractQuery, Family, OpContract, Order, Subnormals};
+use mantissa_numerics::contract::{
+    CacheFormat, Compute, ContractQuery, Family, OpContract, Order, Subnormals,
+};
 
 use crate::families::{attention, library, norm, products, softmax};
 
@@ -17,7 +19,7 @@ fn contract(query: ContractQuery, preferences: products::Preferences) -> OpContr
         Family::RmsNorm => (Compute::F32Fma, norm::ORDER),
         Family::Softmax => (Compute::F32Fma, softmax::ORDER),
         Family::Sdpa => (Compute::F32Fma, Order::Ascending),
-        Family::Attention => (Compute::F32Fma, attention::ORDER),
+        Family::Attention => attention::compute(attention_unit(&query)),
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits => {
             // Every family of products has weights.
             let weights = query.weights.unwrap_or(query.activations);
@@ -32,15 +34,24 @@ fn contract(query: ContractQuery, preferences: products::Preferences) -> OpContr
         query,
         output: query.output(),
         compute,
-        rounding: query.rounding(),
+        rounding: match query.family {
+            Family::Attention => attention::rounding(attention_unit(&query)),
+            _ => query.rounding(),
+        },
         order,
         subnormals: Subnormals::Kept,
     }
 }
 
+fn attention_unit(query: &ContractQuery) -> attention::Unit {
+    // Every query about attention has a cache.
+    attention::unit(query.activations, query.cache.unwrap_or(CacheFormat::plain(query.activations)))
+}
+
 #[cfg(test)]
 mod tests {
     use mantissa_numerics::Format;
+    use mantissa_numerics::contract::RoundingPoint;
 
     use super::*;
     use crate::families::products::{MatmulBackend, Preferences};
@@ -60,13 +71,17 @@ mod tests {
     #[test]
     fn matrix_units_multiply_where_both_operands_have_their_format() {
         for contract in contracts(Preferences::default()) {
-            let ContractQuery { weights, activations, .. } = contract.query;
-            let product = matches!(
-                contract.query.family,
-                Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits
-            );
-            let expected = product && weights == Some(activations) && activations != Format::F32;
+            let ContractQuery { family, weights, activations, cache, .. } = contract.query;
+            let other = match (family, cache) {
+                (Family::Attention, Some(CacheFormat { scales: Some(_), .. })) => Some(activations),
+                (Family::Attention, cache) => cache.map(|cache| cache.format),
+                (Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits, _) => weights,
+                _ => None,
+            };
+            let expected = other == Some(activations) && activations != Format::F32;
             assert_eq!(matches!(contract.compute, Compute::MatrixUnits { .. }), expected, "{contract}");
+            let split = contract.rounding.contains(&RoundingPoint::SoftmaxWeights);
+            assert_eq!(split, expected && family == Family::Attention, "{contract}");
         }
     }
 

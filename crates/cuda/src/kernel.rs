@@ -30,6 +30,7 @@ pub enum SourceFile {
     ProductFmaSmall,
     ProductMmaGemm,
     ProductMmaSmall,
+    ProductWgmma,
     Qkv,
     Rope,
     Sampling,
@@ -41,7 +42,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 23] = [
+    pub const ALL: [SourceFile; 24] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -58,6 +59,7 @@ impl SourceFile {
         SourceFile::ProductFmaSmall,
         SourceFile::ProductMmaGemm,
         SourceFile::ProductMmaSmall,
+        SourceFile::ProductWgmma,
         SourceFile::Qkv,
         SourceFile::Rope,
         SourceFile::Sampling,
@@ -86,6 +88,7 @@ impl SourceFile {
             SourceFile::ProductFmaSmall => "product_fma_small",
             SourceFile::ProductMmaGemm => "product_mma_gemm",
             SourceFile::ProductMmaSmall => "product_mma_small",
+            SourceFile::ProductWgmma => "product_wgmma",
             SourceFile::Qkv => "qkv",
             SourceFile::Rope => "rope",
             SourceFile::Sampling => "sampling",
@@ -105,6 +108,7 @@ impl SourceFile {
             SourceFile::AttentionDecodeMma => concat!(
                 include_str!("../kernels/cache.cuh"),
                 include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_span.cuh"),
                 include_str!("../kernels/attention_decode_mma.cu")
             ),
             SourceFile::AttentionMerge => {
@@ -151,6 +155,11 @@ impl SourceFile {
                 include_str!("../kernels/product.cuh"),
                 include_str!("../kernels/product_mma.cuh"),
                 include_str!("../kernels/product_mma_small.cu")
+            ),
+            SourceFile::ProductWgmma => concat!(
+                include_str!("../kernels/product.cuh"),
+                include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_wgmma.cu")
             ),
             SourceFile::Qkv => {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/qkv.cu"))

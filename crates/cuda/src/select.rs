@@ -98,9 +98,9 @@ pub(crate) struct Chooser {
 
 impl Chooser {
     pub fn new(info: &DeviceInfo, options: &CudaOptions) -> Chooser {
-        let DeviceInfo { multiprocessors, shared_per_block, .. } = *info;
+        let DeviceInfo { arch, multiprocessors, shared_per_block, .. } = *info;
         Chooser {
-            device: Capabilities { multiprocessors, shared_per_block },
+            device: Capabilities { arch, multiprocessors, shared_per_block },
             preferences: options.products,
             softmax: options.softmax,
         }
@@ -123,9 +123,9 @@ impl Chooser {
         }
     }
 
-    /// Bytes of shared memory that one block can have.
-    pub fn shared_per_block(&self) -> u32 {
-        self.device.shared_per_block
+    /// What choices ask of the device.
+    pub fn device(&self) -> Capabilities {
+        self.device
     }
 }
 
@@ -169,10 +169,10 @@ pub(crate) fn required_kernels(
     all
 }
 
-/// The kernel that gathers the wanted rows for a library, where it serves products of `rows` of them.
+/// The kernel that gathers the wanted rows, where products of `rows` of them take all rows of an input.
 fn gathers(op: &Op, products: &[WeightProduct], rows: usize, chooser: &Chooser) -> Option<KernelSpec> {
-    let served = products.iter().any(|product| product.needs_library(rows, chooser));
-    (matches!(op, Op::Logits(_)) && served).then(library::gather_spec)
+    let needed = products.iter().any(|product| product.takes_all_rows(rows, chooser));
+    (matches!(op, Op::Logits(_)) && needed).then(library::gather_spec)
 }
 
 fn attention_kernels(formats: Formats, heads: Heads, kinds: &[AttentionKind]) -> Vec<KernelSpec> {
@@ -220,23 +220,21 @@ fn typical_rows(op: &Op, class: ShapeClass) -> usize {
 }
 
 fn choose_attention(formats: Formats, heads: Heads, class: ShapeClass, chooser: &Chooser) -> KernelChoice {
-    let shared = chooser.shared_per_block();
-    let route = match attention::route(formats.activations, formats.cache, heads, shared) {
+    let route = match attention::route(formats.activations, formats.cache, heads, chooser.device()) {
         Ok(route) => route,
         Err(refusal) => return KernelChoice { kernel: "none".to_owned(), why: refusal.to_string() },
     };
     let specs = attention::specs(formats.activations, formats.cache, heads, route);
     // Decode and small batches are rows of different sequences, prefill is many rows of one.
-    let by_rows = match route {
-        Route::Rows => true,
-        Route::Tiles(_) => false,
-        Route::RowsAndTiles(_) => class != ShapeClass::Prefill,
-    };
-    let why = match (route, by_rows) {
-        (Route::Rows, _) => "tiles of these heads do not fit the device's shared memory",
-        (Route::Tiles(_), _) => "too many query heads share a key head for the kernel of single rows",
-        (Route::RowsAndTiles(_), true) => "one row a sequence: spans of the cache are split over blocks",
-        (Route::RowsAndTiles(_), false) => "many rows a sequence: tiles of queries share each block of keys",
+    let (by_rows, why) = match (route, class) {
+        (Route::Rows(_), _) => (true, "tiles of these heads do not fit the device's shared memory"),
+        (Route::Tiles(_), _) => (false, "the kernel of single rows does not serve these heads"),
+        (Route::RowsAndTiles(..), ShapeClass::Prefill) => {
+            (false, "many rows a sequence: tiles of queries share each block of keys")
+        }
+        (Route::RowsAndTiles(..), _) => {
+            (true, "one row a sequence: its positions are spread over blocks")
+        }
     };
     let kernels: Vec<KernelSpec> = match specs.rows {
         Some((decode, merge)) if by_rows => vec![decode, merge],

@@ -155,9 +155,11 @@ impl CudaSession {
         launched.map_err(|failure| self.abandon(failure))
     }
 
-    /// What became of a run whose launches failed: the next batch takes its place, so that none may be under way.
-    pub(crate) fn abandon(&self, failure: Failure) -> RunError {
+    /// What became of a run whose launches failed: the next batch takes its place, so that none may be under way, and it
+    /// has no results.
+    pub(crate) fn abandon(&mut self, failure: Failure) -> RunError {
         let _ = self.stream.synchronize();
+        self.rows = RunRows::default();
         RunError::from(failure)
     }
 

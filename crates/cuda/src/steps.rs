@@ -15,7 +15,7 @@ use crate::device::Stream;
 use crate::error::CudaError;
 use crate::families::attention;
 use crate::families::products::{self, Epilogue};
-use crate::families::{cache, elementwise, embedding, norm, qkv, rope, sdpa, softmax};
+use crate::families::{cache, elementwise, embedding, norm, qkv, rope, sdpa, softmax, wgmma};
 use crate::graph::Recorder;
 use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
@@ -266,6 +266,10 @@ impl Runner<'_> {
         };
         match product.server(input.rows, self.chooser) {
             Server::Own(spec, launch) => self.launch(&spec, launch, &args),
+            Server::Wgmma(tile, spec, launch) => {
+                let args = self.gathered(product, &args)?;
+                self.launch(&spec, launch, &wgmma::args(product.kind, tile, &args)?)
+            }
             Server::Library(finish) => self.library_product(product, &args, finish),
         }
     }
@@ -338,7 +342,6 @@ impl Runner<'_> {
         let work = &self.uploaded.work[index];
         let (query, out) = (self.values.place(op.query), self.values.place(op.out));
         let specs = attention::specs(self.activations(), kv.format, op.heads, kind.route);
-        let spans = work.spans(op.mask);
         let args = attention::Args {
             batch: self.uploaded.view(),
             cache: kv.layer(op.layer),
@@ -353,24 +356,27 @@ impl Runner<'_> {
             query_heads: op.heads.query as u32,
             group: (op.heads.query / op.heads.key_value.max(1)) as u32,
             window: cache::window(op.mask),
-            spans: spans as u32,
+            records: 0,
             scale: op.scale,
             unused: 0,
         };
-        if let Some((decode, merge)) = &specs.rows {
-            let at_once = attention::rows_at_once(op.heads, spans);
+        if let (Some((decode, merge)), Some(single)) = (&specs.rows, kind.route.single()) {
+            let records = single.records(work.span_bucket, op.mask);
+            let at_once = single.rows_at_once(op.heads, records);
             for first in (0..work.rows.len()).step_by(at_once) {
                 let count = at_once.min(work.rows.len() - first);
-                let args = attention::Args { rows: rows + (first * size_of::<u32>()) as u64, ..args };
-                self.launch(decode, attention::decode_launch(op.heads, kv.format, count, spans), &args)?;
-                if spans > 1 {
-                    self.launch(merge, attention::merge_launch(op.heads, count), &args)?;
+                let rows = rows + (first * size_of::<u32>()) as u64;
+                let args = attention::Args { rows, records: records as u32, ..args };
+                let launches = single.launches(op.heads, kv.format, count, records);
+                self.launch(decode, launches.decode, &args)?;
+                if let Some(launch) = launches.merge {
+                    self.launch(merge, launch, &args)?;
                 }
             }
         }
         match (&specs.tiles, kind.route.tiling()) {
             (Some(tiles), Some(tiling)) => {
-                self.launch(tiles, tiling.launch(op.heads, work.tiles.len()), &args)
+                self.launch(tiles, tiling.launch(kv.format, op.heads, work.tiles.len()), &args)
             }
             _ => Ok(()),
         }

@@ -32,8 +32,11 @@ work.
 - `ascending`: one chain over the reduced index. `lanes16`: sixteen interleaved chains, then a fixed tree; `lanes256x4`:
   256 chains of groups of four neighbours. `chains32x4`: the same with the chains added one after the other.
   `segments256`: a chain for each 256 neighbours, the results added in ascending order. `spans512`: one softmax for each
-  span of 512 positions, merged in ascending order. No order depends on the number of threads, on the sizes of caches,
-  or on the other rows of a batch.
+  span of 512 positions, merged in ascending order; `spans64x8`: spans of 64 positions are merged into sections of eight,
+  sections in ascending order. No order depends on the number of threads, on the sizes of caches, or on the other rows of
+  a batch.
+- `softmax weights (two parts)`: the tensor cores take a weight as the sum of two numbers of the activations' format, the
+  nearest one and the nearest to what is left: 16 significant bits in bf16, 22 in f16.
 - A cache written `f8e4m3+f16` holds f8e4m3 numbers with one f16 scale per head and token.
 ";
 
@@ -43,7 +46,8 @@ const DEVICES: [(&str, &str); 2] = [
     (
         "cuda",
         "## CUDA\n\nThe same on every NVIDIA GPU from compute capability 8.0 (Ampere) on. Tensor cores multiply where weights \
-         and\nactivations are both f16 or both bf16.\n",
+         and\nactivations are both f16 or both bf16; in attention, where the cache has the format of the activations, or is\nf8e4m3, \
+         which converts to both exactly.\n",
     ),
 ];
 

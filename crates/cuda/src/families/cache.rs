@@ -10,6 +10,9 @@ use mantissa_ops::program::CacheSpec;
 
 use crate::kernel::Alias;
 
+/// Tokens of the smallest page: positions that kernels take to lie in one page.
+pub const MIN_PAGE_SIZE: usize = 16;
+
 /// Where everything is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheLayout {

@@ -23,6 +23,7 @@ pub mod sdpa;
 pub mod single;
 pub mod softmax;
 pub mod tiles;
+pub mod wgmma;
 
 /// One block of `threads` for each row.
 fn block_per_row(rows: usize, threads: u32) -> Launch {

@@ -128,7 +128,7 @@ impl Backend for Planner {
 fn required(plan: &Plan, chooser: &Chooser) -> Vec<KernelSpec> {
     let limits = Limits { rows: 512, outputs: 512, sequences: 8, pages: 64, page_size: 16, context: 1024 };
     let (activations, cache) = (plan.policy.activations(), plan.cache_format());
-    let route = attention::route(activations, cache, QWEN, chooser.shared_per_block()).unwrap();
+    let route = attention::route(activations, cache, QWEN, chooser.device()).unwrap();
     required_kernels(plan, &limits, &[AttentionKind { heads: QWEN, route }], chooser)
 }
 
@@ -147,7 +147,7 @@ fn what_serves_any_number_of_rows_was_made_ready() {
                 let ready: HashSet<KernelSpec> = product.kernels(MOST_ROWS, &chooser).into_iter().collect();
                 for rows in (1..=520).chain((521..=MOST_ROWS).step_by(37)) {
                     match product.server(rows, &chooser) {
-                        Server::Own(spec, _) => assert!(ready.contains(&spec), "{spec} for {rows} rows"),
+                        Server::Own(spec, _) | Server::Wgmma(_, spec, _) => assert!(ready.contains(&spec), "{spec} for {rows} rows"),
                         Server::Library(library::Finish::Direct) => {}
                         Server::Library(library::Finish::Sums) => {
                             assert!(ready.contains(&library::finish_spec(product.kind)));
@@ -226,11 +226,15 @@ fn a_library_shows_in_the_contract_and_in_the_kernels_that_are_loaded() {
     assert!(refusal.contains("matmul backend own"), "{refusal}");
     let kernels = required(&plan, &planner.chooser);
     assert!(kernels.contains(&library::gather_spec()));
-    let own = Planner::new(&devices()[1], Preferences::default());
-    let plan = own.plan(Preset::Bf16.policy());
-    assert_eq!(plan.check_batch_invariance(), Ok(()));
-    let kernels = required(&plan, &own.chooser);
-    assert!(!kernels.contains(&library::gather_spec()));
+    let [a100, h200, ..] = devices();
+    for (device, gathers) in [(a100, false), (h200, true)] {
+        let own = Planner::new(&device, Preferences::default());
+        let plan = own.plan(Preset::Bf16.policy());
+        assert_eq!(plan.check_batch_invariance(), Ok(()));
+        let kernels = required(&plan, &own.chooser);
+        // The copy engine of Hopper brings neighbouring rows.
+        assert_eq!(kernels.contains(&library::gather_spec()), gathers, "{}", device.name);
+    }
 }
 
 #[test]
