@@ -13,12 +13,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use mantissa_cuda::compile::Nvrtc;
+use mantissa_cuda::compile::{Arch, Nvrtc};
 use mantissa_cuda::device::{Device, DeviceBuffer, Kernel, Stream};
 use mantissa_cuda::families::ceilings::{self, CeilingArgs};
 use mantissa_cuda::families::products::{
     self, Capabilities, Epilogue, Preferences, Product, ProductArgs, Shape, Variant, VariantPreference,
 };
+use mantissa_cuda::families::wgmma;
 use mantissa_cuda::kernel::{KernelSpec, Launch};
 use mantissa_cuda::kernel_cache::KernelCache;
 use mantissa_numerics::Format;
@@ -156,21 +157,62 @@ impl Bench {
     fn specs(&self, product: Product, shape: Shape) -> Vec<KernelSpec> {
         let mut specs = Vec::new();
         for rows in COMPARED.into_iter().chain(ROWS) {
-            for variant in [VariantPreference::Auto, VariantPreference::Gemm, VariantPreference::SmallN] {
-                let preferences = Preferences { variant, ..Preferences::default() };
-                let shape = Shape { rows, ..shape };
-                let variant = products::choose(product, shape, self.capabilities(), preferences);
-                specs.push(products::spec(product, variant, shape.columns));
-            }
+            let shape = Shape { rows, ..shape };
+            let variant = products::choose(product, shape, self.capabilities(), Preferences::default());
+            let variants = self.compared(product, shape).into_iter().chain([variant]);
+            specs.extend(variants.map(|variant| products::spec(product, variant, shape.columns)));
         }
         specs
     }
 
-    /// Seconds of one of many launches in a row, the `index`th with the arguments that `args` gives it.
+    /// The variants that are compared: the tiled one of this device and that of any, and the one for few rows.
+    fn compared(&self, product: Product, shape: Shape) -> [Variant; 3] {
+        let device = self.capabilities();
+        let any = Capabilities { arch: Arch::OLDEST, ..device };
+        let preferred = [
+            (VariantPreference::Gemm, device),
+            (VariantPreference::Gemm, any),
+            (VariantPreference::SmallN, device),
+        ];
+        preferred.map(|(variant, device)| {
+            products::choose(product, shape, device, Preferences { variant, ..Preferences::default() })
+        })
+    }
+
+    /// Asks for a product whose weights start at `offset` in the arena.
+    fn launch(&self, product: Product, variant: Variant, shape: Shape, offset: usize) -> Result<()> {
+        let kernel = &self.kernels[&products::spec(product, variant, shape.columns)];
+        let launch = products::launch_shape(product, variant, shape, self.capabilities());
+        let args = self.args(product, shape, offset);
+        // SAFETY: the arguments are those of the product, and the buffers hold its shape.
+        unsafe {
+            match variant {
+                Variant::Wgmma(tile) => {
+                    self.stream.launch(kernel, launch, &wgmma::args(product, tile, &args)?)?;
+                }
+                Variant::SmallN { .. } | Variant::Gemm { .. } => self.stream.launch(kernel, launch, &args)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Bench::time`], of a kernel of the ceilings with the arguments that `args` gives it.
+    fn time_ceiling(
+        &self,
+        spec: &KernelSpec,
+        launch: Launch,
+        args: impl Fn(usize) -> CeilingArgs,
+    ) -> Result<f64> {
+        self.time(|index| {
+            // SAFETY: callers give the arguments of the kernel, over the buffers of this benchmark.
+            Ok(unsafe { self.stream.launch(&self.kernels[spec], launch, &args(index)) }?)
+        })
+    }
+
+    /// Seconds of one of many launches in a row, the `index`th of which `launch` asks for.
     ///
     /// The launches are asked for while a long kernel still runs, so that the device never waits for the host.
-    fn time<P: Copy>(&self, spec: &KernelSpec, launch: Launch, args: impl Fn(usize) -> P) -> Result<f64> {
-        let kernel = &self.kernels[spec];
+    fn time(&self, launch: impl Fn(usize) -> Result<()>) -> Result<f64> {
         let run = |count: usize| -> Result<f64> {
             let delay = ceilings::matrix_steps(Format::Bf16);
             let (shape, operations) = ceilings::matrix_shape(self.device.info().multiprocessors, 1);
@@ -183,8 +225,7 @@ impl Bench {
             }
             let start = self.stream.record()?;
             for index in 0..count {
-                // SAFETY: callers give the arguments of the kernel, over the buffers of this benchmark.
-                unsafe { self.stream.launch(kernel, launch, &args(index))? };
+                launch(index)?;
             }
             let end = self.stream.record()?;
             Ok(start.seconds_until(&end)? / count as f64)
@@ -206,14 +247,14 @@ impl Bench {
             let spec = ceilings::matrix_steps(format);
             self.prepare(vec![spec.clone()])?;
             let (launch, operations) = ceilings::matrix_shape(self.device.info().multiprocessors, 20_000);
-            let seconds = self.time(&spec, launch, |_| self.ceiling_args(20_000))?;
+            let seconds = self.time_ceiling(&spec, launch, |_| self.ceiling_args(20_000))?;
             self.matrix.insert(format, operations / seconds);
             println!("{format} matrix steps: {:.0} TFLOP/s", operations / seconds / 1e12);
         }
         let spec = ceilings::read_stream();
         self.prepare(vec![spec.clone()])?;
         for bytes in [64 << 20, 256 << 20, 1 << 30] {
-            let seconds = self.time(&spec, ceilings::stream_shape(bytes), |index| {
+            let seconds = self.time_ceiling(&spec, ceilings::stream_shape(bytes), |index| {
                 let at = index as u64 * bytes % (ARENA as u64 - bytes + 1);
                 CeilingArgs { input: self.weights.address() + at / 16 * 16, ..self.ceiling_args(0) }
             })?;
@@ -225,7 +266,11 @@ impl Bench {
 
     fn capabilities(&self) -> Capabilities {
         let info = self.device.info();
-        Capabilities { multiprocessors: info.multiprocessors, shared_per_block: info.shared_per_block }
+        Capabilities {
+            arch: info.arch,
+            multiprocessors: info.multiprocessors,
+            shared_per_block: info.shared_per_block,
+        }
     }
 
     /// Arguments of a product whose weights start at `offset` in the arena.
@@ -257,14 +302,9 @@ impl Bench {
         };
         let mut wanted: Option<Vec<u8>> = None;
         for rows in COMPARED {
-            for preferred in [VariantPreference::Gemm, VariantPreference::SmallN] {
-                let shape = Shape { rows, ..shape };
-                let preferences = Preferences { variant: preferred, ..Preferences::default() };
-                let variant = products::choose(product, shape, self.capabilities(), preferences);
-                let spec = products::spec(product, variant, shape.columns);
-                let launch = products::launch_shape(product, variant, shape);
-                // SAFETY: the arguments are those of the product, and the buffers hold its shape.
-                unsafe { self.stream.launch(&self.kernels[&spec], launch, &self.args(product, shape, 0))? };
+            let shape = Shape { rows, ..shape };
+            for variant in self.compared(product, shape) {
+                self.launch(product, variant, shape, 0)?;
                 let mut got = vec![0; rows * shape.features * width];
                 self.stream.download(&self.output, 0, &mut got)?;
                 let wanted = wanted.get_or_insert_with(|| got.clone());
@@ -286,9 +326,8 @@ impl Bench {
         let bytes = parts * shape.features * shape.columns * product.weights.bits() as usize / 8;
         let variant = products::choose(product, shape, self.capabilities(), Preferences::default());
         let spec = products::spec(product, variant, shape.columns);
-        let launch = products::launch_shape(product, variant, shape);
         let places = ARENA / bytes;
-        let seconds = self.time(&spec, launch, |index| self.args(product, shape, index % places * bytes))?;
+        let seconds = self.time(|index| self.launch(product, variant, shape, index % places * bytes))?;
         let operations = 2.0 * shape.rows as f64 * (parts * shape.features * shape.columns) as f64;
         let (rate, unit, share) = if shape.rows <= 16 {
             let rate = bytes as f64 / seconds;
@@ -321,6 +360,9 @@ fn described(variant: Variant) -> String {
             format!("small n {} by {weight_rows} weight rows, {rounds:?}", bucket.rows())
         }
         Variant::Gemm { tile, stages } => format!("tiles of {tile}, {stages} stages"),
+        Variant::Wgmma(tile) => {
+            format!("wgmma tiles of {} by {}, {} stages", tile.rows(), tile.weight_rows, tile.stages)
+        }
     }
 }
 

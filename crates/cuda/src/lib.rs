@@ -32,6 +32,7 @@ mod session;
 mod steps;
 mod stream;
 mod tables;
+pub mod tensor_map;
 mod upload;
 mod values;
 mod weights;

@@ -61,6 +61,12 @@ impl ScratchSizes {
                         sizes.part_softmax = sizes.part_softmax.max(softmax);
                     }
                 }
+                // Rows gathered for a product that takes all rows of its input.
+                Op::Logits(op) => {
+                    let format = plan.policy.activations();
+                    let row = row_stride(program.weight(op.weight).columns, format) * format.bytes();
+                    sizes.activations = sizes.activations.max(row.saturating_mul(limits.outputs));
+                }
                 _ => {}
             }
         }
@@ -80,12 +86,6 @@ impl ScratchSizes {
             | Op::Ffn(op::Ffn { gate_up: weight, .. })
             | Op::Matmul(op::Matmul { weight, bias: Some(_), .. }) => {
                 self.floats = self.floats.max(sums(*weight));
-            }
-            // Gathered rows.
-            Op::Logits(op) => {
-                let format = plan.policy.activations();
-                let row = row_stride(plan.program.weight(op.weight).columns, format) * format.bytes();
-                self.activations = self.activations.max(row.saturating_mul(limits.outputs));
             }
             _ => {}
         }

@@ -7,6 +7,8 @@
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{Compute, Merge, Order};
 
+use super::wgmma;
+use crate::compile::Arch;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 use crate::preferences::preference;
 
@@ -70,6 +72,8 @@ pub struct Shape {
 /// What the choice asks of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
+    /// Compute capability.
+    pub arch: Arch,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
     /// Bytes of shared memory that one block can have.
@@ -166,6 +170,8 @@ pub enum Variant {
         /// Tiles of shared memory in flight; of no account for FMA.
         stages: u32,
     },
+    /// Tiles that Hopper's copy engine brings to its asynchronous tensor cores. It has arguments of its own.
+    Wgmma(wgmma::Tile),
 }
 
 /// How the warps of a block share the segments of a row.
@@ -193,7 +199,7 @@ impl Product {
     }
 
     /// Rows of the weights for each output.
-    pub(crate) fn parts(self) -> u32 {
+    pub(crate) const fn parts(self) -> u32 {
         match self.epilogue {
             Epilogue::SwiGlu => 2,
             Epilogue::Store | Epilogue::Plain => 1,
@@ -226,6 +232,9 @@ pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences:
     match (small, product.unit()) {
         (true, Unit::Matrix) => small_matrix(product, shape, device),
         (true, Unit::Fma) => small_fma(product, shape),
+        (false, Unit::Matrix) if wgmma::serves(device) => {
+            Variant::Wgmma(wgmma::choose(product, shape, device))
+        }
         (false, _) => gemm(product, shape, device),
     }
 }
@@ -354,12 +363,13 @@ pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
             count("TILE", tile);
             (SourceFile::ProductFmaGemm, "product_gemm")
         }
+        (Variant::Wgmma(tile), _) => return wgmma::spec(product, tile),
     };
     KernelSpec { file, entry, aliases }
 }
 
 /// The launch of a variant. A shape without rows has a grid without blocks.
-pub fn launch_shape(product: Product, variant: Variant, shape: Shape) -> Launch {
+pub fn launch_shape(product: Product, variant: Variant, shape: Shape, device: Capabilities) -> Launch {
     let blocks = |values: usize, each: u32| values.div_ceil(each as usize) as u32;
     let parts = product.parts();
     match (variant, product.unit()) {
@@ -386,6 +396,7 @@ pub fn launch_shape(product: Product, variant: Variant, shape: Shape) -> Launch 
                 Unit::Fma => Launch { grid, block: 256, shared: 0 },
             }
         }
+        (Variant::Wgmma(tile), _) => wgmma::launch_shape(product, tile, shape, device),
     }
 }
 

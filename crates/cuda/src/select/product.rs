@@ -5,6 +5,7 @@ use mantissa_ops::{Program, WeightId};
 use super::{Chooser, Formats};
 use crate::families::library::{self, Bias, Finish};
 use crate::families::products::{self, Epilogue, Product, Shape, Variant, VariantPreference};
+use crate::families::wgmma;
 use crate::kernel::{KernelSpec, Launch};
 
 /// A product with one weight.
@@ -21,6 +22,8 @@ pub(crate) struct WeightProduct {
 pub(crate) enum Server {
     /// A kernel of our own.
     Own(KernelSpec, Launch),
+    /// A kernel of our own whose arguments describe matrices for this tile.
+    Wgmma(wgmma::Tile, KernelSpec, Launch),
     /// A library, whose result becomes the product's as said.
     Library(Finish),
 }
@@ -62,12 +65,21 @@ impl WeightProduct {
         }
         let variant = self.variant(rows, chooser);
         let spec = products::spec(self.kind, variant, self.columns);
-        Server::Own(spec, products::launch_shape(self.kind, variant, self.shape(rows)))
+        let launch = products::launch_shape(self.kind, variant, self.shape(rows), chooser.device);
+        match variant {
+            Variant::Wgmma(tile) => Server::Wgmma(tile, spec, launch),
+            Variant::SmallN { .. } | Variant::Gemm { .. } => Server::Own(spec, launch),
+        }
     }
 
     /// Whether the library computes it for some number of rows up to `most`.
     pub fn needs_library(self, most: usize, chooser: &Chooser) -> bool {
         library::serves_rows(self.kind, most, chooser.preferences)
+    }
+
+    /// Whether what computes it for some number of rows up to `most` takes all rows of an input in their order.
+    pub fn takes_all_rows(self, most: usize, chooser: &Chooser) -> bool {
+        self.needs_library(most, chooser) || matches!(self.variant(most, chooser), Variant::Wgmma(_))
     }
 
     /// Our kernels for all numbers of rows up to `most`.
@@ -88,7 +100,7 @@ impl WeightProduct {
     /// The names of what computes it.
     pub fn name(self, rows: usize, chooser: &Chooser) -> String {
         match self.server(rows, chooser) {
-            Server::Own(spec, _) => spec.to_string(),
+            Server::Own(spec, _) | Server::Wgmma(_, spec, _) => spec.to_string(),
             Server::Library(Finish::Direct) => LIBRARY.to_owned(),
             Server::Library(Finish::Sums) => format!("{LIBRARY} + {}", library::finish_spec(self.kind)),
         }
@@ -107,10 +119,10 @@ impl WeightProduct {
                     preferences.small_n_max
                 )
             }
-            (Server::Own(..), VariantPreference::SmallN | VariantPreference::Gemm) => {
+            (Server::Own(..) | Server::Wgmma(..), VariantPreference::SmallN | VariantPreference::Gemm) => {
                 "asked for by the preferred variant".to_owned()
             }
-            (Server::Own(..), VariantPreference::Auto) => self.why_variant(rows, chooser),
+            (Server::Own(..) | Server::Wgmma(..), VariantPreference::Auto) => self.why_variant(rows, chooser),
         }
     }
 
@@ -124,6 +136,9 @@ impl WeightProduct {
                 )
             }
             Variant::Gemm { tile, .. } => format!("{rows} rows: tiles of {tile} by {tile} reuse each weight"),
+            Variant::Wgmma(tile) => {
+                format!("{rows} rows: tiles of {} by {} reuse each weight", tile.rows(), tile.weight_rows)
+            }
         }
     }
 }

@@ -147,7 +147,9 @@ fn what_serves_any_number_of_rows_was_made_ready() {
                 let ready: HashSet<KernelSpec> = product.kernels(MOST_ROWS, &chooser).into_iter().collect();
                 for rows in (1..=520).chain((521..=MOST_ROWS).step_by(37)) {
                     match product.server(rows, &chooser) {
-                        Server::Own(spec, _) | Server::Wgmma(_, spec, _) => assert!(ready.contains(&spec), "{spec} for {rows} rows"),
+                        Server::Own(spec, _) | Server::Wgmma(_, spec, _) => {
+                            assert!(ready.contains(&spec), "{spec} for {rows} rows")
+                        }
                         Server::Library(library::Finish::Direct) => {}
                         Server::Library(library::Finish::Sums) => {
                             assert!(ready.contains(&library::finish_spec(product.kind)));

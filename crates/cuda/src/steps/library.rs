@@ -26,7 +26,7 @@ impl Runner<'_> {
         finish: Finish,
     ) -> Result<(), StepError> {
         let library = self.library.ok_or(StepError::Missing("matrix library"))?;
-        let input = self.gathered(product, args)?;
+        let args = &self.gathered(product, args)?;
         let (out, format) = match finish {
             Finish::Direct => (Rows { address: args.out, stride: args.out_stride as usize }, result(product)),
             Finish::Sums => (self.sums(product), Format::F32),
@@ -40,13 +40,12 @@ impl Runner<'_> {
             features: product.features * product.kind.parts() as usize,
             columns: product.columns,
             weight_stride: args.weight_stride as usize,
-            input_stride: input.stride,
+            input_stride: args.input_stride as usize,
             addend_stride: if addend.is_some() { args.residual_stride as usize } else { out.stride },
             out_stride: out.stride,
         };
         let alpha = if direct { args.alpha } else { 1.0 };
-        let operands =
-            Operands { weights: args.weights, input: input.address, addend, out: out.address, alpha };
+        let operands = Operands { weights: args.weights, input: args.input, addend, out: out.address, alpha };
         let multiply = |stream: &Stream| {
             // SAFETY: the addresses are those of the session's buffers, with the strides with which they were filled; rows
             // of all of them start at multiples of 16 bytes. The session has one stream, and synchronizes it before they go.
@@ -70,19 +69,22 @@ impl Runner<'_> {
         Rows { address: self.scratch.floats.address(), stride }
     }
 
-    /// The rows to multiply, one after the other.
-    fn gathered(&self, product: WeightProduct, args: &ProductArgs) -> Result<Rows, StepError> {
-        let stride = args.input_stride as usize;
+    /// The arguments for an input that is the rows to multiply, one after the other.
+    pub(super) fn gathered(
+        &self,
+        product: WeightProduct,
+        args: &ProductArgs,
+    ) -> Result<ProductArgs, StepError> {
         if args.wanted == 0 {
-            return Ok(Rows { address: args.input, stride });
+            return Ok(*args);
         }
         let out = self.scratch.activations.address();
-        let packs = stride * product.kind.activations.bytes() / 16;
+        let packs = args.input_stride as usize * product.kind.activations.bytes() / 16;
         let gathering =
             GatherArgs { input: args.input, wanted: args.wanted, out, stride: packs as u32, unused: 0 };
         let launch = library::gather_launch(args.rows as usize, packs);
         self.launch(&library::gather_spec(), launch, &gathering)?;
-        Ok(Rows { address: out, stride })
+        Ok(ProductArgs { input: out, wanted: 0, ..*args })
     }
 }
 

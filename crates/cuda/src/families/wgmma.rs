@@ -1,0 +1,227 @@
+//! Tensor-core products of many rows on Hopper: `kernels/product_wgmma.cu`.
+//!
+//! Same order of sums as the other tensor-core products, so that the choice between them never shows. `wgmma` exists on
+//! compute capability 9.0 alone.
+
+use super::products::{self, Capabilities, Epilogue, Product, ProductArgs, Shape};
+use crate::compile::Arch;
+use crate::error::CudaError;
+use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
+use crate::tensor_map::{BoxWidth, CopyBox, Matrix, TensorMap};
+
+/// Columns of a stage.
+const DEPTH: usize = 64;
+/// Rows of the input that a warpgroup multiplies.
+const GROUP_ROWS: usize = 64;
+
+/// Arguments of the kernel. `product` says again what the maps do not; its `wanted` is null.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the kernel's file says what they are")]
+pub struct Args {
+    pub weights: TensorMap,
+    pub input: TensorMap,
+    pub residual: TensorMap,
+    pub out: TensorMap,
+    pub product: ProductArgs,
+}
+
+/// What a block computes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Warpgroups, each with 64 rows of the input.
+    pub groups: u32,
+    /// Rows of the weights.
+    pub weight_rows: u32,
+    /// Stages of shared memory in flight: as many as there is room for.
+    pub stages: u32,
+}
+
+/// Tiles to choose from, and the nanoseconds that an H200 takes for a stage of them when all multiprocessors are at work. The
+/// larger a tile is, the less it reads of shared memory for each product; the sums of larger ones do not fit registers.
+const TILES: [(Tile, usize); 4] = [
+    (Tile { groups: 2, weight_rows: 192, stages: 4 }, 580),
+    (Tile { groups: 2, weight_rows: 128, stages: 6 }, 410),
+    (Tile { groups: 1, weight_rows: 128, stages: 8 }, 235),
+    (Tile { groups: 1, weight_rows: 64, stages: 12 }, 175),
+];
+
+impl Tile {
+    /// Rows of the input.
+    pub const fn rows(self) -> usize {
+        self.groups as usize * GROUP_ROWS
+    }
+
+    /// Outputs for each row of the input.
+    pub(crate) const fn features(self, product: Product) -> usize {
+        (self.weight_rows / product.parts()) as usize
+    }
+
+    fn tiles(self, product: Product, shape: Shape) -> usize {
+        shape.rows.div_ceil(self.rows()) * shape.features.div_ceil(self.features(product))
+    }
+
+    /// The boxes in which a warpgroup stores its outputs, and how many it stores at a time.
+    const fn boxes(self, product: Product) -> (BoxWidth, usize) {
+        let bytes = self.features(product) * out_bytes(product);
+        let width = if bytes % 128 == 0 { BoxWidth::Bytes128 } else { BoxWidth::Bytes64 };
+        let boxes = bytes / width.bytes();
+        // Sums in f32 go in two halves.
+        (width, if out_bytes(product) == 4 { boxes.div_ceil(2) } else { boxes })
+    }
+
+    /// Bytes of shared memory: stages, outputs, and barriers.
+    fn shared(self, product: Product) -> usize {
+        let (groups, stages) = (self.groups as usize, self.stages as usize);
+        let (width, boxes) = self.boxes(product);
+        stages * (self.rows() + self.weight_rows as usize) * DEPTH * 2
+            + groups * boxes * GROUP_ROWS * width.bytes()
+            + 8 * (2 * stages + groups)
+    }
+
+    /// A warpgroup beside those that multiply has the warps that copy.
+    const fn threads(self) -> u32 {
+        (self.groups + 1) * 128
+    }
+}
+
+const fn out_bytes(product: Product) -> usize {
+    match product.epilogue {
+        Epilogue::Store | Epilogue::SwiGlu => 2,
+        Epilogue::Plain => 4,
+    }
+}
+
+/// Whether a device has the instructions.
+pub(super) fn serves(device: Capabilities) -> bool {
+    device.arch == Arch { major: 9, minor: 0 }
+}
+
+/// The tile that is expected to take the least time: that of a stage, for as many tiles as one multiprocessor gets.
+pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Tile {
+    let rounds = |tile: Tile| tile.tiles(product, shape).div_ceil(device.multiprocessors as usize);
+    let [first, rest @ ..] = TILES;
+    let time = |(tile, nanoseconds)| rounds(tile) * nanoseconds;
+    rest.into_iter().fold(first, |best, other| if time(other) < time(best) { other } else { best }).0
+}
+
+/// The kernel of a tile.
+pub fn spec(product: Product, tile: Tile) -> KernelSpec {
+    // The copy engine sees to the ends of rows.
+    let mut aliases = products::aliases(product, DEPTH);
+    aliases.extend([
+        Alias::count("GROUPS", tile.groups),
+        Alias::count("WEIGHT_ROWS", tile.weight_rows),
+        Alias::count("STAGES", tile.stages),
+    ]);
+    KernelSpec { file: SourceFile::ProductWgmma, entry: "product_wgmma", aliases }
+}
+
+/// The launch: one block on each multiprocessor, which computes one tile after another.
+pub fn launch_shape(product: Product, tile: Tile, shape: Shape, device: Capabilities) -> Launch {
+    let blocks = tile.tiles(product, shape).min(device.multiprocessors as usize);
+    Launch { grid: [blocks as u32, 1, 1], block: tile.threads(), shared: tile.shared(product) as u32 }
+}
+
+/// The arguments for those that the other kernels take.
+///
+/// # Errors
+/// Where the driver cannot describe the matrices.
+pub fn args(product: Product, tile: Tile, args: &ProductArgs) -> Result<Args, CudaError> {
+    let (rows, features, columns) = (args.rows as usize, args.features as usize, args.columns as usize);
+    let operand = |address, rows, stride: u64| Matrix {
+        address,
+        rows,
+        columns,
+        stride: stride as usize * 2,
+        value_bytes: 2,
+    };
+    let result = |address, stride: u64| {
+        let value_bytes = out_bytes(product);
+        Matrix { address, rows, columns: features, stride: stride as usize * value_bytes, value_bytes }
+    };
+    let wide = |rows| CopyBox { rows, width: BoxWidth::Bytes128 };
+    let stored = CopyBox { rows: GROUP_ROWS, width: tile.boxes(product).0 };
+    let residual = match args.residual {
+        0 => TensorMap::NONE,
+        address => TensorMap::new(result(address, args.residual_stride), stored)?,
+    };
+    let weights = operand(args.weights, features * product.parts() as usize, args.weight_stride);
+    Ok(Args {
+        // Gates and ups are copied each for itself.
+        weights: TensorMap::new(weights, wide(tile.features(product)))?,
+        input: TensorMap::new(operand(args.input, rows, args.input_stride), wide(tile.rows()))?,
+        residual,
+        out: TensorMap::new(result(args.out, args.out_stride), stored)?,
+        product: *args,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use mantissa_numerics::Format;
+
+    use super::*;
+
+    const H200: Capabilities =
+        Capabilities { arch: Arch { major: 9, minor: 0 }, multiprocessors: 132, shared_per_block: 232_448 };
+    const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::SwiGlu, Epilogue::Plain];
+
+    fn product(epilogue: Epilogue) -> Product {
+        Product { weights: Format::Bf16, activations: Format::Bf16, epilogue }
+    }
+
+    #[test]
+    fn arguments_are_laid_out_as_the_kernel_declares_them() {
+        assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
+        assert_eq!((size_of::<Args>(), align_of::<Args>()), (640, 64));
+        assert_eq!(std::mem::offset_of!(Args, product), 512);
+    }
+
+    #[test]
+    fn every_tile_fits_shared_memory_and_the_limits_of_the_copy_engine() {
+        for (tile, _) in TILES {
+            for product in EPILOGUES.map(product) {
+                assert!(tile.shared(product) <= H200.shared_per_block as usize, "{tile:?} {product:?}");
+                assert!(tile.rows() <= 256 && tile.weight_rows <= 256);
+                let (width, boxes) = tile.boxes(product);
+                let rounds = if product.epilogue == Epilogue::Plain { 2 } else { 1 };
+                assert_eq!(boxes * rounds * width.bytes(), tile.features(product) * out_bytes(product));
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_of_the_products_of_qwen_and_llama() {
+        let choice = |epilogue, [rows, features, columns]: [usize; 3]| {
+            let tile = choose(product(epilogue), Shape { rows, features, columns }, H200);
+            [tile.rows(), tile.weight_rows as usize]
+        };
+        use Epilogue::{Plain, Store, SwiGlu};
+        assert_eq!(choice(Plain, [512, 1152, 896]), [64, 128]);
+        assert_eq!(choice(Store, [512, 896, 896]), [64, 64]);
+        assert_eq!(choice(SwiGlu, [512, 4864, 896]), [128, 192]);
+        assert_eq!(choice(Store, [2048, 896, 4864]), [128, 128]);
+        assert_eq!(choice(Plain, [2048, 1152, 896]), [128, 192]);
+        assert_eq!(choice(SwiGlu, [8192, 8192, 2048]), [128, 192]);
+        assert_eq!(choice(Store, [8192, 2048, 2048]), [128, 128]);
+    }
+
+    #[test]
+    fn a_launch_has_a_block_for_each_tile_or_each_multiprocessor() {
+        for epilogue in EPILOGUES {
+            let product = product(epilogue);
+            for rows in [0, 1, 33, 129, 4096] {
+                for features in [8, 896, 128_256] {
+                    let shape = Shape { rows, features, columns: 896 };
+                    let tile = choose(product, shape, H200);
+                    let launch = launch_shape(product, tile, shape, H200);
+                    let [blocks, 1, 1] = launch.grid else { panic!("{launch:?}") };
+                    let tiles = rows.div_ceil(tile.rows()) * features.div_ceil(tile.features(product));
+                    assert_eq!(blocks as usize, tiles.min(132));
+                    assert!(launch.block == 256 || launch.block == 384);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Descriptions of matrices in device memory for the copy engine of Hopper and later GPUs.
+
+use std::ptr;
+
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys;
+
+use crate::device::driver_error;
+use crate::error::CudaError;
+
+/// What the copy engine knows of a matrix: where it is, and the boxes in which it is copied to and from shared memory.
+/// A kernel takes it within its parameter.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    words: [u64; 16],
+}
+
+/// A matrix in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// A multiple of 16.
+    pub address: u64,
+    /// Rows.
+    pub rows: usize,
+    /// Values of a row; those beyond the last are read as zero and not written.
+    pub columns: usize,
+    /// Bytes from one row to the next: a multiple of 16.
+    pub stride: usize,
+    /// Bytes of a value: two or four.
+    pub value_bytes: usize,
+}
+
+/// What one copy moves. Shared memory holds its rows one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyBox {
+    /// Rows, at most 256.
+    pub rows: usize,
+    /// Bytes of a row.
+    pub width: BoxWidth,
+}
+
+/// Bytes of a box's row. Its packs of 16 bytes are permuted such that eight rows of one column of packs lie in different
+/// banks of shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoxWidth {
+    /// Pack `p` of row `r` lies at `p ^ (r / 2 % 4)`.
+    Bytes64,
+    /// Pack `p` of row `r` lies at `p ^ (r % 8)`.
+    Bytes128,
+}
+
+impl BoxWidth {
+    /// The number of bytes.
+    pub const fn bytes(self) -> usize {
+        match self {
+            BoxWidth::Bytes64 => 64,
+            BoxWidth::Bytes128 => 128,
+        }
+    }
+}
+
+impl TensorMap {
+    /// In the place of a matrix that is not there. No kernel may use it.
+    pub const NONE: TensorMap = TensorMap { words: [0; 16] };
+
+    /// Describes a matrix of bit patterns: the copy engine does no arithmetic with them.
+    ///
+    /// # Errors
+    /// Where the driver refuses the sizes, or knows no tensor maps.
+    pub fn new(matrix: Matrix, piece: CopyBox) -> Result<TensorMap, CudaError> {
+        let format = match matrix.value_bytes {
+            2 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT32,
+        };
+        let swizzle = match piece.width {
+            BoxWidth::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            BoxWidth::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let sizes = [matrix.columns as u64, matrix.rows as u64];
+        let strides = [matrix.stride as u64];
+        let lengths = [(piece.width.bytes() / matrix.value_bytes) as u32, piece.rows as u32];
+        let steps = [1; 2];
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the map is written and the arrays are read before this returns, two numbers of each and one of the
+        // strides; the matrix is not looked at.
+        let made = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                format,
+                2,
+                ptr::with_exposed_provenance_mut(matrix.address as usize),
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                lengths.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        match made {
+            sys::CUresult::CUDA_SUCCESS => Ok(TensorMap { words: map.opaque }),
+            error => Err(driver_error("describing a matrix to the copy engine", DriverError(error))),
+        }
+    }
+}
