@@ -49,6 +49,9 @@ impl Window {
     }
 }
 
+/// Tokens of prompts that every backend runs together.
+const LEAST_PROMPT_ROWS: usize = 512;
+
 impl Decode {
     /// The longest context that a sequence reaches.
     pub fn context(&self) -> usize {
@@ -57,18 +60,19 @@ impl Decode {
 
     /// Tokens that the first sequence generates, until the last one has generated those that are timed.
     fn generated(&self) -> usize {
-        self.stagger() + 1 + WARM_UP + self.tokens * self.repetitions
+        self.stagger() + 1 + WARM_UP + (1 + self.tokens) * self.repetitions
     }
 
     /// Steps at most from the first sequence's first token to the last one's: prompts wait for room in a batch, and every
     /// sequence that has begun takes one of its rows.
     fn stagger(&self) -> usize {
-        let rows = EngineOptions::default().chunk.max(self.sequences);
+        let rows = LEAST_PROMPT_ROWS.max(self.sequences);
         (1..self.sequences).map(|begun| self.after.div_ceil(rows - begun)).sum()
     }
 
     /// Decodes, and reads memory before and after each window: bandwidth drifts on shared machines, so that each window is
-    /// held against its own.
+    /// held against its own. A window begins with the arrival of a token, not with the end of the reading: a device may
+    /// have computed the next one meanwhile.
     pub fn measure(
         &self,
         generator: &mut Generator,
@@ -104,9 +108,24 @@ struct Meter<'a> {
     waiting: usize,
     /// Tokens to come before something happens.
     left: usize,
-    window: Option<(Instant, f64, Vec<usize>)>,
+    phase: Phase,
     windows: Vec<Window>,
     failed: Option<CeilingError>,
+}
+
+/// What the tokens to come are for.
+enum Phase {
+    WarmUp,
+    /// To see that everybody runs again after memory was read, at this bandwidth.
+    Settle {
+        read: f64,
+    },
+    /// To be timed, from this moment, with these contexts at it.
+    Timed {
+        read: f64,
+        start: Instant,
+        contexts: Vec<usize>,
+    },
 }
 
 impl Meter<'_> {
@@ -117,7 +136,7 @@ impl Meter<'_> {
             contexts: vec![decode.after; decode.sequences],
             waiting: decode.sequences,
             left: WARM_UP * decode.sequences,
-            window: None,
+            phase: Phase::WarmUp,
             windows: Vec::new(),
             failed: None,
         }
@@ -149,15 +168,21 @@ impl Meter<'_> {
         }
     }
 
-    /// Ends a window, if there is one, and begins the next.
+    /// Ends a phase, and begins the next.
     fn turn(&mut self, now: Instant) -> Result<(), CeilingError> {
-        let read = self.ceilings.read()?;
-        if let Some((start, before, contexts)) = self.window.take() {
-            let seconds = now.duration_since(start).as_secs_f64();
-            self.windows.push(Window { seconds, read: f64::midpoint(before, read), contexts });
-        }
-        self.left = self.decode.tokens * self.decode.sequences;
-        self.window = Some((Instant::now(), read, self.contexts.clone()));
+        let Decode { tokens, sequences, .. } = self.decode;
+        self.phase = match std::mem::replace(&mut self.phase, Phase::WarmUp) {
+            Phase::WarmUp => Phase::Settle { read: self.ceilings.read()? },
+            Phase::Settle { read } => Phase::Timed { read, start: now, contexts: self.contexts.clone() },
+            Phase::Timed { read: before, start, contexts } => {
+                let seconds = now.duration_since(start).as_secs_f64();
+                let read = self.ceilings.read()?;
+                self.windows.push(Window { seconds, read: f64::midpoint(before, read), contexts });
+                Phase::Settle { read }
+            }
+        };
+        let steps = if matches!(self.phase, Phase::Timed { .. }) { tokens } else { 1 };
+        self.left = steps * sequences;
         Ok(())
     }
 }
@@ -195,21 +220,21 @@ mod tests {
         while take(taken % 2, Some(7)) == Flow::Continue {
             taken += 1;
         }
-        assert_eq!(taken + 1, 2 * (WARM_UP + 2 * 3));
+        assert_eq!(taken + 1, 2 * (WARM_UP + 2 * (1 + 3)));
         let contexts: Vec<&[usize]> = meter.windows.iter().map(|window| &window.contexts[..]).collect();
-        assert_eq!(contexts, [[13 + WARM_UP, 11 + WARM_UP], [16 + WARM_UP, 14 + WARM_UP]]);
+        assert_eq!(contexts, [[14 + WARM_UP, 12 + WARM_UP], [18 + WARM_UP, 16 + WARM_UP]]);
         let reads: Vec<f64> = meter.windows.iter().map(|window| window.read).collect();
         assert_eq!(reads, [15.0, 25.0]);
         let shapes: Vec<RunShape> = meter.windows[0].shapes(3).collect();
         assert_eq!(shapes.len(), 3);
-        assert_eq!(shapes[2].sequences[1], SequenceShape { rows: 1, context: 13 + WARM_UP });
+        assert_eq!(shapes[2].sequences[1], SequenceShape { rows: 1, context: 14 + WARM_UP });
     }
 
     #[test]
     fn contexts_have_room_for_what_the_first_sequence_generates_while_others_wait() {
         let decode = |after, sequences| Decode { tokens: 8, after, sequences, repetitions: 5 };
-        assert_eq!(decode(100, 1).context(), 100 + 1 + WARM_UP + 40);
+        assert_eq!(decode(100, 1).context(), 100 + 1 + WARM_UP + 45);
         // The second prompt needs two batches of 511 rows.
-        assert_eq!(decode(1000, 2).context(), 1000 + 2 + 1 + WARM_UP + 40);
+        assert_eq!(decode(1000, 2).context(), 1000 + 2 + 1 + WARM_UP + 45);
     }
 }
