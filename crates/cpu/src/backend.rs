@@ -88,6 +88,7 @@ impl Backend for CpuBackend {
             device: device_name(),
             features: self.tier.isa().name().to_owned(),
             threads: Some(self.pool.threads()),
+            prompt_rows: 512,
         }
     }
 

@@ -22,6 +22,9 @@ use crate::kernels::KernelStore;
 use crate::select::{self, Chooser};
 use crate::session::CudaSession;
 
+/// Products of this many rows run at the rate of larger ones, and the values of a batch stay small beside the weights.
+const PROMPT_ROWS: usize = 2048;
+
 /// How to use a GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CudaOptions {
@@ -90,6 +93,7 @@ impl Backend for CudaBackend {
             device: info.name.clone(),
             features: info.arch.to_string(),
             threads: None,
+            prompt_rows: PROMPT_ROWS,
         }
     }
 

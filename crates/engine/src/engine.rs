@@ -22,8 +22,9 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// Sequences that run together.
     pub sequences: usize,
-    /// Tokens run together at most; longer prompts are run in chunks of this size.
-    pub chunk: usize,
+    /// Tokens run together at most, as many as suit the backend where none is given; longer prompts are run in chunks of
+    /// this size.
+    pub chunk: Option<usize>,
     /// Tokens per page of the cache.
     pub page_size: usize,
     /// Rows whose logits may be wanted at once.
@@ -37,7 +38,7 @@ impl Default for EngineOptions {
         EngineOptions {
             context: None,
             sequences: 1,
-            chunk: 512,
+            chunk: None,
             page_size: 64,
             outputs: 1,
             overflow: OverflowRule::Refuse,
@@ -56,7 +57,8 @@ impl EngineOptions {
         if context > max_context || context == 0 {
             return Err(EngineError::Context { wanted: context, max_context });
         }
-        let rows = self.chunk.min(context).max(self.sequences).max(1);
+        let chunk = self.chunk.unwrap_or(plan.backend.prompt_rows);
+        let rows = chunk.min(context).max(self.sequences).max(1);
         Ok(Limits {
             rows,
             outputs: self.outputs.max(self.sequences).min(rows),
@@ -307,8 +309,9 @@ impl Engine {
         if samples().next().is_none() {
             return Ok(());
         }
-        let decide = samples().all(|share| self.sequences[share.index].0.sampler.request().decides());
-        let may_follow = decide && self.make_room_ahead(schedule)?;
+        // Where top-p kept more tokens than are ranked it does so again more often than not, and a run would be in vain.
+        let decided = self.reduced.iter().all(|row| row.chosen.is_some());
+        let may_follow = decided && self.make_room_ahead(schedule)?;
         let requests: Vec<_> =
             samples().map(|share| self.sequences[share.index].0.sampler.request()).collect();
         if may_follow {
@@ -326,6 +329,11 @@ impl Engine {
             let parts = batch_parts(&self.sequences, schedule);
             let found = first_non_finite(&mut *self.session, &parts.batch())?;
             return Err(EngineError::NonFinite(found.unwrap_or_else(NonFinite::vanished)));
+        }
+        if self.ahead.is_some() && self.reduced.iter().any(|row| row.chosen.is_none()) {
+            // The run that was started has taken the place of logits that are wanted now.
+            self.ahead = None;
+            self.session.run(&batch_parts(&self.sequences, schedule).batch())?;
         }
         Ok(())
     }

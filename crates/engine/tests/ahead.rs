@@ -29,6 +29,15 @@ struct Runs {
 struct AheadBackend {
     backend: CpuBackend,
     runs: Arc<Runs>,
+    /// Of so many reductions one chooses no token.
+    open: usize,
+}
+
+impl AheadBackend {
+    fn new(runs: &Arc<Runs>, open: usize) -> AheadBackend {
+        let backend = CpuBackend::new(CpuOptions::default()).unwrap();
+        AheadBackend { backend, runs: Arc::clone(runs), open }
+    }
 }
 
 impl Backend for AheadBackend {
@@ -52,13 +61,15 @@ impl Backend for AheadBackend {
         progress: &dyn Progress,
     ) -> Result<Box<dyn Session>, PrepareError> {
         let session = self.backend.prepare(plan, source, options, progress)?;
-        Ok(Box::new(AheadSession { session, runs: Arc::clone(&self.runs) }))
+        Ok(Box::new(AheadSession { session, runs: Arc::clone(&self.runs), open: self.open, reductions: 0 }))
     }
 }
 
 struct AheadSession {
     session: Box<dyn Session>,
     runs: Arc<Runs>,
+    open: usize,
+    reductions: usize,
 }
 
 impl ValueReader for AheadSession {
@@ -104,7 +115,11 @@ impl Session for AheadSession {
         next: &Batch<'_>,
     ) -> Result<NextRun, RunError> {
         self.session.reduce(requests, reduced)?;
-        let tokens: Vec<u32> = reduced.iter().map(|row| row.best[0].token()).collect();
+        self.reductions += 1;
+        if self.reductions.is_multiple_of(self.open) {
+            reduced[0].chosen = None;
+        }
+        let tokens: Vec<u32> = reduced.iter().map(|row| row.chosen.map_or(0, |key| key.token())).collect();
         self.runs.session.fetch_add(1, Ordering::Relaxed);
         self.session.run(&Batch { tokens: &tokens, ..*next })?;
         Ok(NextRun::Started)
@@ -124,7 +139,7 @@ fn prepare(backend: &dyn Backend) -> Engine {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let plan =
         Plan::resolve(arch::program(checkpoint.config()).unwrap(), Preset::F32.into(), backend).unwrap();
-    let options = EngineOptions { chunk: 4, sequences: 12, ..EngineOptions::default() };
+    let options = EngineOptions { chunk: Some(4), sequences: 12, ..EngineOptions::default() };
     Engine::prepare(plan, &checkpoint, backend, &options, &NoProgress).unwrap()
 }
 
@@ -146,27 +161,40 @@ fn request(
 
 const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
 
-fn sampled(temperature: f32) -> SamplingParams {
-    SamplingParams { temperature, ..SamplingParams::default() }
+const NEVER: usize = usize::MAX;
+
+/// All ways to choose a token.
+fn ways() -> Vec<SamplingParams> {
+    let base = SamplingParams::default();
+    let penalties = SamplingParams { repetition_penalty: 1.3, frequency_penalty: 0.5, ..base };
+    vec![
+        SamplingParams::greedy(),
+        SamplingParams { temperature: 0.0, ..penalties },
+        base,
+        SamplingParams { temperature: 4.0, min_p: 0.01, ..base },
+        SamplingParams { top_k: 20, top_p: 0.8, ..penalties },
+        SamplingParams { temperature: 2.0, top_p: 0.95, min_p: 0.05, ..base },
+    ]
 }
 
 /// A life with sequences that come, end by length and by their text, and are cancelled.
-fn live(backend: &dyn Backend, temperature: f32) -> Vec<(SequenceId, u32, f32)> {
+fn live(backend: &dyn Backend, sampling: SamplingParams) -> Vec<(SequenceId, u32, f32)> {
     let mut engine = prepare(backend);
-    let alone = engine.add(request(&PROMPT, 20, sampled(temperature), vec![])).unwrap();
+    let alone = engine.add(request(&PROMPT, 20, sampling, vec![])).unwrap();
     let mut events: Vec<TokenEvent> = Vec::new();
     for _ in 0..6 {
         events.extend(engine.step().unwrap());
     }
     // The third of these tokens ends the second sequence wherever it comes up.
     let end = events.iter().filter(|event| event.sequence == alone).nth(2).unwrap().token;
-    engine.add(request(&PROMPT, 20, sampled(temperature), vec![end])).unwrap();
-    let cancelled = engine.add(request(&[7, 7], 50, sampled(0.7), vec![])).unwrap();
+    engine.add(request(&PROMPT, 20, sampling, vec![end])).unwrap();
+    let cancelled =
+        engine.add(request(&[7, 7], 50, SamplingParams { temperature: 0.7, ..sampling }, vec![])).unwrap();
     for _ in 0..7 {
         events.extend(engine.step().unwrap());
     }
     engine.cancel(cancelled).unwrap();
-    engine.add(request(&[9, 2, 6, 5, 3, 5, 8, 9, 7], 9, sampled(temperature), vec![])).unwrap();
+    engine.add(request(&[9, 2, 6, 5, 3, 5, 8, 9, 7], 9, sampling, vec![])).unwrap();
     while !engine.is_idle() {
         events.extend(engine.step().unwrap());
     }
@@ -175,45 +203,31 @@ fn live(backend: &dyn Backend, temperature: f32) -> Vec<(SequenceId, u32, f32)> 
 
 #[test]
 fn the_same_tokens_come() {
-    for temperature in [0.0, 1.0, 4.0] {
-        let plain = live(&CpuBackend::new(CpuOptions::default()).unwrap(), temperature);
-        let runs = Arc::new(Runs::default());
-        let backend = AheadBackend {
-            backend: CpuBackend::new(CpuOptions::default()).unwrap(),
-            runs: Arc::clone(&runs),
-        };
-        assert_eq!(live(&backend, temperature), plain);
-        let (engine, session) = (runs.engine.load(Ordering::Relaxed), runs.session.load(Ordering::Relaxed));
-        assert!(session > 15 && engine < 18, "{session} runs were started ahead, {engine} were not");
+    for sampling in ways() {
+        let plain = live(&CpuBackend::new(CpuOptions::default()).unwrap(), sampling);
+        for (open, fewest, most) in [(NEVER, 15, 18), (5, 10, 30), (1, 3, 40)] {
+            let runs = Arc::new(Runs::default());
+            assert_eq!(live(&AheadBackend::new(&runs, open), sampling), plain, "{sampling:?}");
+            let (engine, session) =
+                (runs.engine.load(Ordering::Relaxed), runs.session.load(Ordering::Relaxed));
+            let text = format!("{session} runs were started ahead, {engine} were not: {open} {sampling:?}");
+            assert!(session > fewest && engine < most, "{text}");
+        }
     }
 }
 
 #[test]
 fn the_engine_asks_for_no_run_that_is_under_way() {
-    let runs = Arc::new(Runs::default());
-    let backend =
-        AheadBackend { backend: CpuBackend::new(CpuOptions::default()).unwrap(), runs: Arc::clone(&runs) };
-    let mut engine = prepare(&backend);
-    engine.add(request(&PROMPT, 16, sampled(0.0), vec![])).unwrap();
-    let mut tokens = 0;
-    while !engine.is_idle() {
-        tokens += engine.step().unwrap().len();
+    for sampling in ways() {
+        let runs = Arc::new(Runs::default());
+        let mut engine = prepare(&AheadBackend::new(&runs, NEVER));
+        engine.add(request(&PROMPT, 16, sampling, vec![])).unwrap();
+        let mut tokens = 0;
+        while !engine.is_idle() {
+            tokens += engine.step().unwrap().len();
+        }
+        assert_eq!(tokens, 16);
+        // One run for the prompt and one for each further token, none of them in vain.
+        assert_eq!((runs.engine.load(Ordering::Relaxed), runs.session.load(Ordering::Relaxed)), (1, 15));
     }
-    assert_eq!(tokens, 16);
-    // One run for the prompt and one for each further token, none of them in vain.
-    assert_eq!((runs.engine.load(Ordering::Relaxed), runs.session.load(Ordering::Relaxed)), (1, 15));
-}
-
-#[test]
-fn penalties_need_the_token_on_the_host() {
-    let runs = Arc::new(Runs::default());
-    let backend =
-        AheadBackend { backend: CpuBackend::new(CpuOptions::default()).unwrap(), runs: Arc::clone(&runs) };
-    let mut engine = prepare(&backend);
-    let sampling = SamplingParams { repetition_penalty: 1.3, ..sampled(0.0) };
-    engine.add(request(&PROMPT, 4, sampling, vec![])).unwrap();
-    while !engine.is_idle() {
-        engine.step().unwrap();
-    }
-    assert_eq!(runs.session.load(Ordering::Relaxed), 0);
 }

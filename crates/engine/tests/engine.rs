@@ -61,7 +61,7 @@ fn prompt(length: u32, seed: u32) -> Vec<u32> {
 fn sequences_of_different_lengths_run_together_as_they_do_alone() {
     let prompts = [prompt(3, 1), prompt(41, 2), prompt(1, 3), prompt(17, 4)];
     // A chunk smaller than the prompts: prefill of one overlaps decode of another.
-    let options = EngineOptions { sequences: 4, chunk: 16, page_size: 16, ..EngineOptions::default() };
+    let options = EngineOptions { sequences: 4, chunk: Some(16), page_size: 16, ..EngineOptions::default() };
     for policy in ["bf16", "f16,kv_cache=f8e4m3"] {
         let mut engine = engine("mistral", policy, options);
         let ids: Vec<SequenceId> = prompts.iter().map(|p| engine.add(request(p, 12)).unwrap()).collect();
@@ -78,7 +78,7 @@ fn sequences_of_different_lengths_run_together_as_they_do_alone() {
 
 #[test]
 fn a_sequence_can_join_and_leave_while_others_run() {
-    let options = EngineOptions { sequences: 2, chunk: 8, page_size: 16, ..EngineOptions::default() };
+    let options = EngineOptions { sequences: 2, chunk: Some(8), page_size: 16, ..EngineOptions::default() };
     let mut engine = engine("qwen2", "f32", options);
     let first = engine.add(request(&prompt(20, 1), 30)).unwrap();
     for _ in 0..5 {
@@ -102,7 +102,7 @@ fn a_sequence_can_join_and_leave_while_others_run() {
 fn chunks_and_pages_do_not_change_a_bit() {
     let tokens = prompt(61, 5);
     let whole = EngineOptions { outputs: 512, ..EngineOptions::default() };
-    let cut = EngineOptions { chunk: 7, page_size: 16, outputs: 7, ..EngineOptions::default() };
+    let cut = EngineOptions { chunk: Some(7), page_size: 16, outputs: 7, ..EngineOptions::default() };
     for (model, policy) in [("llama", "bf16"), ("mistral", "memory-efficient"), ("qwen3", "f32")] {
         let one = engine(model, policy, whole).score(&tokens, Hidden::Keep).unwrap();
         let many = engine(model, policy, cut).score(&tokens, Hidden::Keep).unwrap();

@@ -129,7 +129,7 @@ fn generate(sampling: SamplingParams) -> (Vec<(u32, f32)>, Asked) {
         RemoteBackend { backend: CpuBackend::new(CpuOptions::default()).unwrap(), asked: Arc::clone(&asked) };
     let program = arch::program(checkpoint.config()).unwrap();
     let plan = Plan::resolve(program, Preset::F32.into(), &backend).unwrap();
-    let options = EngineOptions { chunk: 4, ..EngineOptions::default() };
+    let options = EngineOptions { chunk: Some(4), ..EngineOptions::default() };
     let mut engine = Engine::prepare(plan, &checkpoint, &backend, &options, &NoProgress).unwrap();
     let request = Request {
         prompt: PROMPT.to_vec(),

@@ -182,6 +182,9 @@ impl Model {
     }
 }
 
+/// Rows of a batch whose logits are all wanted, which are wide.
+const SCORED_ROWS: usize = 512;
+
 /// How the engine is to run a plan.
 fn engine_options(options: &Options, plan: &Plan) -> EngineOptions {
     let engine = EngineOptions {
@@ -192,7 +195,7 @@ fn engine_options(options: &Options, plan: &Plan) -> EngineOptions {
     };
     match options.logits {
         LogitRows::Last => engine,
-        LogitRows::All => EngineOptions { outputs: engine.chunk, ..engine },
+        LogitRows::All => EngineOptions { chunk: Some(SCORED_ROWS), outputs: SCORED_ROWS, ..engine },
     }
 }
 

@@ -25,6 +25,8 @@ pub struct BackendInfo {
     pub features: String,
     /// Threads, where the backend has them.
     pub threads: Option<usize>,
+    /// Rows of a batch that are enough for full speed: as many tokens of a prompt are run together.
+    pub prompt_rows: usize,
 }
 
 /// Which kernel runs a step for one class of shapes, and why.
@@ -296,7 +298,7 @@ pub trait Session: Send + ValueReader {
 
     /// Reduces like [`Session::reduce`], and where it can starts the run after that before the host has seen what came of
     /// it. `next` has one row for each output of the last run, in order; in the place of its tokens stand those that the
-    /// requests lead to. Once started it is the last run.
+    /// requests lead to, or any where they lead to none. Once started it is the last run.
     ///
     /// # Errors
     /// As [`Session::reduce`] and [`Session::run`].

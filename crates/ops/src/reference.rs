@@ -96,6 +96,7 @@ impl Backend for ReferenceBackend {
                 Rounding::AsContract => "as the contract says".into(),
             },
             threads: Some(1),
+            prompt_rows: 512,
         }
     }
 

@@ -122,7 +122,13 @@ impl SingleBackend {
 
 impl Backend for SingleBackend {
     fn info(&self) -> BackendInfo {
-        BackendInfo { name: "single".into(), device: "test".into(), features: String::new(), threads: None }
+        BackendInfo {
+            name: "single".into(),
+            device: "test".into(),
+            features: String::new(),
+            threads: None,
+            prompt_rows: 512,
+        }
     }
 
     fn contracts(&self) -> &[OpContract] {

@@ -103,7 +103,7 @@ impl Planner {
 impl Backend for Planner {
     fn info(&self) -> BackendInfo {
         let text = || "cuda:0".to_owned();
-        BackendInfo { name: text(), device: text(), features: text(), threads: None }
+        BackendInfo { name: text(), device: text(), features: text(), threads: None, prompt_rows: 512 }
     }
 
     fn contracts(&self) -> &[OpContract] {
@@ -237,6 +237,20 @@ fn a_library_shows_in_the_contract_and_in_the_kernels_that_are_loaded() {
         // The copy engine of Hopper brings neighbouring rows.
         assert_eq!(kernels.contains(&library::gather_spec()), gathers, "{}", device.name);
     }
+}
+
+#[test]
+fn runs_without_a_library_are_recorded() {
+    let record = |preferences, tokens| {
+        let planner = Planner::new(&devices()[1], preferences);
+        let plan = planner.plan(Preset::Bf16.policy());
+        records(&plan, RunRows { tokens, outputs: 1 }, &planner.chooser)
+    };
+    let library = Preferences { backend: MatmulBackend::CublasLt, ..Preferences::default() };
+    let always = Preferences { variant: VariantPreference::Gemm, ..library };
+    assert_eq!([1, 32, 33].map(|tokens| record(Preferences::default(), tokens)), [true; 3]);
+    assert_eq!([1, 32, 33].map(|tokens| record(library, tokens)), [true, true, false]);
+    assert_eq!([1, 32, 33].map(|tokens| record(always, tokens)), [false; 3]);
 }
 
 #[test]

@@ -18,8 +18,8 @@
 //! rounds exactly, where those of the system's library differ between platforms. Equal logits rank by id, lowest
 //! first. So logits, parameters, seed and history determine the token everywhere.
 //!
-//! A sampler needs little of a row of logits: [`Sampler::request`] says what, the session the row is from reduces it to
-//! that (on a GPU without bringing the row to the host), and [`Sampler::choose`] finds the token.
+//! [`Sampler::request`] says how the token is to be chosen, the session that the row is from chooses it (on a GPU without
+//! bringing the row to the host), and [`Sampler::choose`] takes it.
 
 mod params;
 mod penalties;

@@ -1,6 +1,6 @@
 //! One row of logits to one token.
 
-use mantissa_ops::reduction::{self, Penalties, RankKey, Reduced, Request, Softmax, Wish, walk};
+use mantissa_ops::reduction::{self, Cuts, Penalties, Reduced, Request, Whole, Wish};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use thiserror::Error;
@@ -83,12 +83,11 @@ pub struct Sampler {
     vocabulary: usize,
     // Buffers that outlive a call, so that a token costs no allocation.
     counter: Counter,
-    weights: Vec<f64>,
     reduced: Reduced,
 }
 
 /// How many candidates top-p looks at first; eight times as many each time they do not suffice.
-const FIRST_NUCLEUS: usize = 1024;
+const FIRST_NUCLEUS: usize = 512;
 
 impl Sampler {
     /// A sampler for one sequence. `fallback_seed` is used where `params` names no seed; this crate never asks the
@@ -109,7 +108,6 @@ impl Sampler {
             nucleus: FIRST_NUCLEUS,
             vocabulary: 0,
             counter: Counter::default(),
-            weights: Vec::new(),
             reduced: Reduced::default(),
         })
     }
@@ -167,17 +165,17 @@ impl Sampler {
             presence: self.params.presence_penalty,
             seen: self.counter.seen(),
         });
+        // The draw counts when its token is taken.
+        let uniform = uniform(&mut self.rng.clone());
         let wish = if self.params.is_greedy() {
-            Wish::Best { count: 1 }
+            Wish::Best
         } else if self.keeps_all() {
-            // Min-p alone needs no ranks. The draw counts when its end is chosen.
-            let uniform = uniform(&mut self.rng.clone());
+            // Min-p alone needs no ranks.
             Wish::Draw { temperature, floor: min_p, uniform }
-        } else if top_k > 0 {
-            Wish::Best { count: top_k as usize }
         } else {
-            debug_assert!(top_p < 1.0, "else all would be kept");
-            Wish::Nucleus { count: self.nucleus, temperature }
+            let (count, whole) =
+                if top_k > 0 { (top_k as usize, Whole::Ranked) } else { (self.nucleus, Whole::All) };
+            Wish::DrawFromBest(Cuts { count, temperature, top_p, whole, min_p, uniform })
         };
         Request { penalties, wish }
     }
@@ -188,18 +186,14 @@ impl Sampler {
         (top_k == 0 || top_k as usize >= self.vocabulary) && top_p >= 1.0
     }
 
-    /// Chooses the next token by what [`Sampler::request`] asked of its row, which has a logit above minus infinity and
-    /// none that is NaN or plus infinity. Nothing, and the sampler is as it was before, if top-p keeps more tokens than
-    /// were asked for: [`Sampler::sample`] has to look at the row itself.
+    /// Takes the token that [`Sampler::request`] led to, from a row that has a logit above minus infinity and none that is
+    /// NaN or plus infinity. Nothing, and the sampler is as it was before, if top-p keeps more tokens than are ranked at
+    /// first: [`Sampler::sample`] has to look at the row itself.
     pub fn choose(&mut self, reduced: &Reduced) -> Option<Sampled> {
-        let key = if self.params.is_greedy() {
-            *reduced.best.first()?
-        } else if self.keeps_all() {
+        let key = reduced.chosen?;
+        if !self.params.is_greedy() {
             uniform(&mut self.rng);
-            *reduced.best.first()?
-        } else {
-            self.draw(reduced)?
-        };
+        }
         let before = self.params.has_penalties().then(|| {
             let place = self.counter.place(key.token());
             place.and_then(|place| reduced.unpenalised.get(place).copied())
@@ -208,37 +202,6 @@ impl Sampler {
         // The sum is at least the 1 of the largest logit, so this is 0 or less.
         let logprob = f64::from(logit) - f64::from(reduced.largest) - reduction::ln(reduced.sum);
         Some(Sampled { token: key.token(), logprob: logprob as f32 })
-    }
-
-    /// Draws from those of the best-ranked tokens that top-p and min-p leave.
-    fn draw(&mut self, reduced: &Reduced) -> Option<RankKey> {
-        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
-        let softmax = Softmax::new(reduced.best.first()?.logit(), temperature, 0.0);
-        let weight = |key: &RankKey| f64::from(softmax.weight(key.logit()));
-        let mass = match (top_p < 1.0, top_k > 0) {
-            (false, _) => f64::INFINITY,
-            (true, true) => f64::from(top_p) * reduced.best.iter().map(weight).sum::<f64>(),
-            (true, false) => f64::from(top_p) * reduced.wished_sum,
-        };
-        let mut sum = 0.0;
-        self.weights.clear();
-        for key in &reduced.best {
-            let weight = weight(key);
-            self.weights.push(weight);
-            sum += weight;
-            if sum >= mass {
-                break;
-            }
-        }
-        // Where nothing more could follow, rounding has left the sum of all short of its own mass.
-        if sum < mass && top_k == 0 && self.nucleus < self.vocabulary {
-            return None;
-        }
-        // Ranked and relative to the largest, which is 1: min-p is a cut, and leaves at least that one.
-        let likely = self.weights.partition_point(|&weight| weight >= f64::from(min_p));
-        self.weights.truncate(likely);
-        let mut target = uniform(&mut self.rng) * self.weights.iter().sum::<f64>();
-        reduced.best.get(walk(self.weights.iter().copied(), &mut target)).copied()
     }
 }
 

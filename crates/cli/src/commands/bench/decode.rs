@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use mantissa::engine::engine::EngineOptions;
 use mantissa::engine::sequence::EndOfText;
 use mantissa::ops::cost::{RunShape, SequenceShape};
 use mantissa::ops::{CeilingError, Ceilings};
