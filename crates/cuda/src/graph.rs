@@ -48,13 +48,13 @@ impl Graphs {
     }
 }
 
-/// A graph in the making: kernels one after another, and what libraries launch between them.
+/// A graph in the making: kernels one after another.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     graph: sys::CUgraph,
-    /// The node added last, and when a kernel behind it may start.
-    last: Option<(sys::CUgraphNode, Starts)>,
-    stream: Arc<Stream>,
+    last: Option<sys::CUgraphNode>,
+    starts: Starts,
+    context: Arc<Context>,
 }
 
 impl Recorder {
@@ -62,11 +62,11 @@ impl Recorder {
     ///
     /// # Errors
     /// Where the device is lost.
-    pub fn new(stream: &Arc<Stream>) -> Result<Recorder, CudaError> {
+    pub fn new(stream: &Stream) -> Result<Recorder, CudaError> {
         let mut graph = std::ptr::null_mut();
         // SAFETY: the pointer is valid for the one handle that is written.
         unsafe { sys::cuGraphCreate(&raw mut graph, 0) }.result().map_err(failed)?;
-        Ok(Recorder { graph, last: None, stream: Arc::clone(stream) })
+        Ok(Recorder { graph, last: None, starts: stream.starts(), context: Arc::clone(stream.context()) })
     }
 
     /// Adds a kernel behind those added before; it starts as [`Stream::launch`] lets it.
@@ -105,18 +105,16 @@ impl Recorder {
         let mut description: sys::CUgraphNodeParams = unsafe { std::mem::zeroed() };
         description.type_ = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
         description.__bindgen_anon_1.kernel = node;
-        let edge = match self.last {
-            Some((_, Starts::Early)) => sys::CUgraphEdgeData {
+        let edge = match self.starts {
+            Starts::Early => sys::CUgraphEdgeData {
                 from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
                 to_port: 0,
                 type_: sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8,
                 reserved: [0; 5],
             },
-            Some((_, Starts::InTurn)) | None => {
-                sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] }
-            }
+            Starts::InTurn => sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] },
         };
-        let before = self.before();
+        let before = self.last.as_slice();
         let mut added = std::ptr::null_mut();
         // SAFETY: the graph and the node before live; the kernel takes one parameter of the size and layout of `P`, which
         // the driver copies. The caller answers for what its pointers point to.
@@ -132,45 +130,7 @@ impl Recorder {
         }
         .result()
         .map_err(failed)?;
-        self.last = Some((added, self.stream.starts()));
-        Ok(())
-    }
-
-    fn before(&self) -> Vec<sys::CUgraphNode> {
-        self.last.iter().map(|(node, _)| *node).collect()
-    }
-
-    /// Adds what a library asks of the stream, behind what was added before; what is added next starts when it has ended.
-    /// `work` asks and does not wait.
-    ///
-    /// # Errors
-    /// That of `work`, and where the driver cannot record it.
-    pub fn capture(&mut self, work: impl FnOnce(&Stream) -> Result<(), CudaError>) -> Result<(), CudaError> {
-        let stream = self.stream.raw();
-        // Relaxed: libraries may load code meanwhile, and other threads do as they like.
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream lives and is not being captured: nothing else ends in between.
-        unsafe { result::stream::begin_capture(stream, mode) }.map_err(failed)?;
-        let worked = work(&self.stream);
-        // SAFETY: begun above.
-        let captured = unsafe { result::stream::end_capture(stream) }.map(Captured);
-        worked?;
-        let captured = captured.map_err(failed)?;
-        let before = self.before();
-        let mut added = std::ptr::null_mut();
-        // SAFETY: both graphs and the node before live; what was captured is copied.
-        unsafe {
-            sys::cuGraphAddChildGraphNode(
-                &raw mut added,
-                self.graph,
-                before.as_ptr(),
-                before.len(),
-                captured.0,
-            )
-        }
-        .result()
-        .map_err(failed)?;
-        self.last = Some((added, Starts::InTurn));
+        self.last = Some(added);
         Ok(())
     }
 
@@ -181,17 +141,7 @@ impl Recorder {
     pub fn finish(self) -> Result<Graph, CudaError> {
         // SAFETY: the graph lives, and flags are none.
         let executable = unsafe { result::graph::instantiate(self.graph, sys::CUgraphInstantiate_flags(0)) };
-        Ok(Graph { executable: executable.map_err(failed)?, context: Arc::clone(self.stream.context()) })
-    }
-}
-
-/// What a stream was asked for while it was captured.
-struct Captured(sys::CUgraph);
-
-impl Drop for Captured {
-    fn drop(&mut self) {
-        // SAFETY: made once, destroyed once.
-        let _ = unsafe { sys::cuGraphDestroy(self.0) };
+        Ok(Graph { executable: executable.map_err(failed)?, context: Arc::clone(&self.context) })
     }
 }
 

@@ -9,6 +9,7 @@ use mantissa_numerics::contract::{CacheFormat, OpContract};
 use mantissa_ops::backend::KernelChoice;
 use mantissa_ops::batch::Limits;
 use mantissa_ops::op::Heads;
+use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Plan, Program, ShapeClass, op};
 
 use crate::backend::CudaOptions;
@@ -16,7 +17,7 @@ use crate::batch::AttentionKind;
 use crate::device::DeviceInfo;
 use crate::families::attention::{self, Route};
 use crate::families::library;
-use crate::families::products::{self, Capabilities, Epilogue};
+use crate::families::products::{self, Capabilities, Epilogue, MatmulBackend};
 use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
 use crate::kernel::KernelSpec;
 
@@ -169,6 +170,20 @@ pub(crate) fn required_kernels(
     all
 }
 
+/// Whether all launches of a run can be recorded in a graph: a library's cannot be added to one as nodes, and capturing its
+/// stream, which would find them out, crashed the driver while other threads allocated memory.
+pub(crate) fn records(plan: &Plan, rows: RunRows, chooser: &Chooser) -> bool {
+    match chooser.preferences.backend {
+        MatmulBackend::Auto | MatmulBackend::Own => return true,
+        MatmulBackend::CublasLt => {}
+    }
+    let formats = Formats::of_plan(plan);
+    plan.program.steps.iter().all(|step| {
+        let rows = if matches!(step.op, Op::Logits(_)) { rows.outputs } else { rows.tokens };
+        formats.products(&plan.program, &step.op).iter().all(|product| !product.needs_library(rows, chooser))
+    })
+}
+
 /// The kernel that gathers the wanted rows, where products of `rows` of them take all rows of an input.
 fn gathers(op: &Op, products: &[WeightProduct], rows: usize, chooser: &Chooser) -> Option<KernelSpec> {
     let needed = products.iter().any(|product| product.takes_all_rows(rows, chooser));
@@ -232,9 +247,7 @@ fn choose_attention(formats: Formats, heads: Heads, class: ShapeClass, chooser: 
         (Route::RowsAndTiles(..), ShapeClass::Prefill) => {
             (false, "many rows a sequence: tiles of queries share each block of keys")
         }
-        (Route::RowsAndTiles(..), _) => {
-            (true, "one row a sequence: its positions are spread over blocks")
-        }
+        (Route::RowsAndTiles(..), _) => (true, "one row a sequence: its positions are spread over blocks"),
     };
     let kernels: Vec<KernelSpec> = match specs.rows {
         Some((decode, merge)) if by_rows => vec![decode, merge],

@@ -26,7 +26,7 @@ use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
 use crate::reducer::{self, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
-use crate::select::{Chooser, required_kernels};
+use crate::select::{Chooser, records, required_kernels};
 use crate::steps::{LaunchTarget, Runner};
 use crate::tables::RopeTables;
 use crate::values::Values;
@@ -185,7 +185,10 @@ impl CudaSession {
     /// Launches every step, by one graph where this batch has the shape of an earlier one.
     pub(crate) fn launch_all(&mut self) -> Result<(), Failure> {
         let stream = LaunchTarget::Stream(&self.stream);
-        let Some(shape) = self.batch.repeated_shape(self.rows) else { return self.launch_steps(stream) };
+        let shape = self.batch.repeated_shape(self.rows);
+        let Some(shape) = shape.filter(|_| records(&self.plan, self.rows, &self.chooser)) else {
+            return self.launch_steps(stream);
+        };
         let mut graph = match self.graphs.take(shape) {
             Some(graph) => graph,
             None => {
