@@ -1,156 +1,10 @@
-// What a sampler needs of rows of f32 logits, bit for bit as mantissa_ops::reduction defines it: the largest, sums of
-// weights, the best-ranked tokens, the end of a draw. Rows go along the y or, in kernels of one block a row, the x axis
-// of the grid.
+// From rows of f32 logits to tokens, bit for bit as mantissa_ops::reduction defines it. Rows go along the y or, in kernels of
+// one block a row, the x axis of the grid.
 //
 // The order: largest; sums of the logits as they are; where there are penalties, these, and largest again; then what
-// is wished for; then restore. A row that holds a NaN or an infinity shows by a best key of 0, which no number has; what
-// else is found of it means nothing. Results go to memory of the host, which is written only. Aliases of sums: WISHED 1
-// for those of the request, else at temperature 1; of penalties: RESTORE 1 to take them back.
-
-// Logits whose weights are added up in LANES chains, whose sums are added in turn.
-constexpr u32 CHUNK = 1024;
-constexpr int LANES = 16;
-// A block of `largest` looks at a span, each of its threads at a group: EACH neighbours in each of PIECES sweeps.
-constexpr int SPAN_THREADS = 128;
-constexpr int EACH = 4;
-constexpr int PIECES = 8;
-constexpr u32 SWEEP = SPAN_THREADS * EACH;
-constexpr u32 SPAN = SWEEP * PIECES;
-// One block adds up a chunk.
-constexpr int SUM_THREADS = 64;
-constexpr u32 SUM_PIECES = CHUNK / (SUM_THREADS * EACH);
-// One block ranks for a row. What is done by one warp of it costs the more time, the more others there are.
-constexpr int RANK_THREADS = 256;
-constexpr int RANK_WARPS = RANK_THREADS / 32;
-// Groups of the longest row, and chunks.
-constexpr u32 MOST_GROUPS = 8192;
-constexpr u32 MOST_CHUNKS = MOST_GROUPS * EACH * PIECES / CHUNK;
-constexpr int GROUPS_EACH = MOST_GROUPS / RANK_THREADS;
-// Tokens that one request can have ranked, and candidates for them.
-constexpr u32 MOST_RANKED = 2048;
-constexpr u32 ROOM = 2 * MOST_RANKED;
-
-// Rank keys: the logit, in descending order, above the token. Smaller is better.
-using key = u64;
-constexpr key NOTHING = ~0ull;
-
-struct Request {
-    double uniform;
-    float inverse_temperature;
-    float floor;
-    // 1 where weights are to be added up, 2 where the sum is to be drawn from, too.
-    u32 sums;
-    // Tokens to rank.
-    u32 count;
-    // Of the tokens seen.
-    u32 first_seen;
-    u32 end_seen;
-    float repetition;
-    float frequency;
-    float presence;
-    u32 unused;
-};
-static_assert(sizeof(Request) == 48, "as the host has it");
-
-struct Seen {
-    u32 token;
-    u32 generated;
-};
-
-struct Saved {
-    u32 token;
-    float logit;
-};
-
-struct Found {
-    key largest;
-    key drawn;
-    // Keys that were ranked; all ones where there were more candidates than room.
-    u32 ranked;
-    u32 unused;
-};
-
-struct Args {
-    // [rows][stride].
-    float* logits;
-    // [rows], of the host and their copy; no host's where no row wishes for more than `largest` and `sums`.
-    const Request* host_requests;
-    Request* requests;
-    // [all seen], of the host.
-    const Seen* seen;
-    Saved* saved;
-    // Best key of each group, [rows][spans][SPAN_THREADS], and of each span, [rows][spans].
-    key* groups;
-    key* bests;
-    // Wished sums of chunks, [rows][chunks].
-    double* sums;
-    // Results, of the host: [rows]; both sums [rows][chunks]; [rows][MOST_RANKED]; [all seen].
-    Found* found;
-    double* own_sums;
-    double* wished_sums;
-    key* ranked;
-    float* unpenalised;
-    u32 vocabulary;
-    u32 stride;
-    u32 spans;
-    u32 chunks;
-};
-
-__device__ __forceinline__ key rank_key(float logit, u32 token) {
-    // Adding 0 makes -0 to 0.
-    u32 bits = bits_of(logit + 0.0f);
-    u32 descending = bits >> 31 ? bits : ~bits & 0x7fffffff;
-    bool finite = (bits & 0x7f800000) != 0x7f800000;
-    return finite ? u64(descending) << 32 | token : 0;
-}
-
-__device__ __forceinline__ float logit_of(key k) {
-    u32 descending = u32(k >> 32);
-    return float_of(descending >> 31 ? descending : ~descending & 0x7fffffff);
-}
-
-__device__ __forceinline__ key warp_best(key best) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) best = minimum(best, __shfl_xor_sync(FULL_WARP, best, offset));
-    return best;
-}
-
-// The best key of a row, in every lane.
-__device__ __forceinline__ key row_best(const Args& args, u32 row) {
-    key best = NOTHING;
-    for (u32 i = threadIdx.x % 32; i < args.spans; i += 32) best = minimum(best, args.bests[row * args.spans + i]);
-    return warp_best(best);
-}
-
-// e^x for x up to 0 as reduction/softmax.rs has it.
-__device__ __forceinline__ float exp_up_to_zero(float x) {
-    const float shift = 12582912.0f, smallest = -87.0f;
-    float bounded = x > smallest ? x : smallest;
-    float shifted = bounded * 1.44269504088896340736f + shift;
-    float n = shifted - shift;
-    float r = (bounded - n * (355.0f / 512.0f)) - n * -2.1219444e-4f;
-    float series = 1.0f / 5040.0f;
-    series = series * r + 1.0f / 720.0f;
-    series = series * r + 1.0f / 120.0f;
-    series = series * r + 1.0f / 24.0f;
-    series = series * r + 1.0f / 6.0f;
-    series = series * r + 1.0f / 2.0f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
-    float two_to_n = float_of((bits_of(shifted) << 23) + (127u << 23));
-    return x > smallest ? series * two_to_n : 0.0f;
-}
-
-struct Softmax {
-    float max;
-    float inverse_temperature;
-    float floor;
-
-    __device__ __forceinline__ float weight(float logit) const {
-        float weight = exp_up_to_zero((logit - max) * inverse_temperature);
-        return weight >= floor ? weight : 0.0f;
-    }
-};
+// is wished for: sums, rank, draw; then restore. A row that holds a NaN or an infinity shows by a best key of 0, which no
+// number has; what else is found of it means nothing. Results go to memory of the host, which is written only. Aliases of
+// sums: WISHED 1 for those of the request, else at temperature 1; of penalties: RESTORE 1 to take them back.
 
 // The best key of every group and span.
 extern "C" __global__ __launch_bounds__(SPAN_THREADS) void largest(const Args args) {
@@ -194,19 +48,22 @@ extern "C" __global__ __launch_bounds__(SPAN_THREADS) void largest(const Args ar
     }
 }
 
-// The sum of the weights of one chunk: each chain ascending, then the chains. Few threads to a block, as most of them
-// wait for those that add.
+// Sums of the weights of chunks: each chain ascending, then the chains of a chunk. A block has several, so that neighbours
+// go to the host together.
 extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) {
-    __shared__ float weights[CHUNK];
+    // Apart, so that chains of two chunks are in different banks.
+    constexpr u32 APART = CHUNK + LANES;
+    __shared__ float weights[SUM_CHUNKS * APART];
+    __shared__ double chunk_sums[SUM_CHUNKS];
     launch_dependents();
     wait_for_inputs();
-    u32 row = blockIdx.y, first = threadIdx.x * EACH, start = blockIdx.x * CHUNK;
-    u32 inside = minimum(args.vocabulary - start, CHUNK);
+    u32 row = blockIdx.y, start = blockIdx.x * SUM_CHUNKS * CHUNK;
+    u32 inside = minimum(args.vocabulary - start, SUM_CHUNKS * CHUNK);
     const float* logits = args.logits + u64(row) * args.stride + start;
     Few<f32, EACH> few[SUM_PIECES];
 #pragma unroll
     for (u32 i = 0; i < SUM_PIECES; ++i) {
-        u32 at = first + i * SUM_THREADS * EACH;
+        u32 at = (i * SUM_THREADS + threadIdx.x) * EACH;
         if (at < inside) few[i] = load_few<f32, EACH>(logits + at);
     }
     key best = row_best(args, row);
@@ -219,28 +76,33 @@ extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) 
     }
 #pragma unroll
     for (u32 i = 0; i < SUM_PIECES; ++i) {
-        u32 at = first + i * SUM_THREADS * EACH;
+        u32 at = (i * SUM_THREADS + threadIdx.x) * EACH, to = at / CHUNK * APART + at % CHUNK;
         float x[EACH];
         decode(few[i], x);
 #pragma unroll
-        for (u32 j = 0; j < EACH; ++j) weights[at + j] = at + j < inside ? softmax.weight(x[j]) : 0.0f;
+        for (u32 j = 0; j < EACH; ++j) weights[to + j] = at + j < inside ? softmax.weight(x[j]) : 0.0f;
     }
     __syncthreads();
-    if (threadIdx.x >= LANES) return;
-    double lane = 0.0;
+    if (threadIdx.x < SUM_CHUNKS * LANES) {
+        u32 chunk = threadIdx.x / LANES;
+        double lane = 0.0, sum = 0.0;
 #pragma unroll
-    for (u32 i = 0; i < CHUNK; i += LANES) lane = lane + double(weights[i + threadIdx.x]);
-    double sum = 0.0;
+        for (u32 i = 0; i < CHUNK; i += LANES) {
+            lane = lane + double(weights[chunk * APART + i + threadIdx.x % LANES]);
+        }
 #pragma unroll
-    for (int i = 0; i < LANES; ++i) sum = sum + __shfl_sync((1u << LANES) - 1, lane, i);
-    if (threadIdx.x != 0) return;
-    u64 chunk = u64(row) * args.chunks + blockIdx.x;
+        for (int i = 0; i < LANES; ++i) sum = sum + __shfl_sync(FULL_WARP, lane, i, LANES);
+        chunk_sums[chunk] = sum;
+    }
+    __syncthreads();
+    u32 chunk = blockIdx.x * SUM_CHUNKS + threadIdx.x;
+    if (threadIdx.x >= SUM_CHUNKS || chunk >= args.chunks) return;
+    u64 at = u64(row) * args.chunks + chunk;
     if (WISHED) {
-        args.sums[chunk] = sum;
-        args.wished_sums[chunk] = sum;
+        args.sums[at] = chunk_sums[threadIdx.x];
     } else {
-        args.own_sums[chunk] = sum;
-        if (blockIdx.x == 0) args.found[row].largest = best;
+        args.own_sums[at] = chunk_sums[threadIdx.x];
+        if (chunk == 0) args.found[row].largest = best;
     }
 }
 
@@ -337,12 +199,49 @@ __device__ __forceinline__ key bound_above(const key (&mine)[GROUPS_EACH], u32 w
     return bound;
 }
 
-// The best tokens in order. A bound that as many groups' best keys stay below as tokens are wanted, or some more, lies
+// The sum of a row's chunks.
+__device__ __forceinline__ double wished_sum(const Args& args, u32 row) {
+    double sum = 0.0;
+#pragma unroll 16
+    for (u32 i = 0; i < args.chunks; ++i) sum = sum + args.sums[u64(row) * args.chunks + i];
+    return sum;
+}
+
+// Which of `count` ranked tokens a draw ends in; `count` where top-p keeps more. Work of one thread, as the additions are in
+// a fixed order.
+__device__ __forceinline__ u32 draw_ranked(const Args& args, u32 row, const float* weights, u32 count) {
+    const Request& request = args.requests[row];
+    double mass = double(infinity());
+    if (request.top_p < 1.0f) {
+        double all = 0.0;
+        if (request.sums == 0) {
+#pragma unroll 8
+            for (u32 i = 0; i < count; ++i) all = all + double(weights[i]);
+        } else {
+            all = wished_sum(args, row);
+        }
+        mass = double(request.top_p) * all;
+    }
+    u32 kept = 0;
+    double sum = 0.0;
+    do sum = sum + double(weights[kept++]);
+    while (kept < count && sum < mass);
+    // Where nothing more could follow, rounding has left the sum of all short of its own mass.
+    if (sum < mass && request.sums != 0 && request.count < args.vocabulary) return count;
+    u32 likely = 0;
+    sum = 0.0;
+    while (likely < kept && weights[likely] >= request.min_p) sum = sum + double(weights[likely++]);
+    double target = request.uniform * sum;
+    return walk<1>(weights, likely, target);
+}
+
+// A draw from the best tokens. A bound that as many groups' best keys stay below as tokens are wanted, or some more, lies
 // above the wanted tokens; only those groups have logits below it. One block a row.
 extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args args) {
     constexpr u32 AHEAD = 4;
     __shared__ key candidates[ROOM];
-    __shared__ u16 below[ROOM];
+    // Groups, and then weights.
+    __shared__ __align__(16) u16 below[ROOM];
     __shared__ u32 counts[2 * RANK_WARPS], groups_below, passed;
     launch_dependents();
     wait_for_inputs();
@@ -399,30 +298,16 @@ extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args ar
     __syncthreads();
     sort(candidates, size);
     u32 ranked = minimum(kept, minimum(wanted, MOST_RANKED));
-    for (u32 i = threadIdx.x; i < ranked; i += RANK_THREADS) args.ranked[u64(row) * MOST_RANKED + i] = candidates[i];
-    if (threadIdx.x == 0) args.found[row].ranked = maximum(passed, groups_below) > ROOM ? ~0u : ranked;
-}
-
-// Index of the weight into which `target` falls when the weights lie end to end; what is left of `target`. A difference
-// is negative exactly where the target is less than the weight, and stays so: the chain of differences is followed
-// STRIDE at a time, and looked at when it has become negative.
-template <int STRIDE, class T>
-__device__ __forceinline__ u32 walk(const T* weights, u32 count, double& target) {
-    for (u32 first = 0; first < count; first += STRIDE) {
-        double rest = target;
-#pragma unroll
-        for (u32 i = 0; i < STRIDE; ++i) rest = rest - double(weights[first + i]);
-        if (rest < 0.0) {
-            u32 i = first;
-            while (target >= double(weights[i])) target = target - double(weights[i++]);
-            return i;
-        }
-        target = rest;
+    const Request& request = args.requests[row];
+    Softmax softmax = {logit_of(candidates[0]), request.inverse_temperature, 0.0f};
+    float* weights = reinterpret_cast<float*>(below);
+    for (u32 i = threadIdx.x; i < ranked; i += RANK_THREADS) weights[i] = softmax.weight(logit_of(candidates[i]));
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        u32 index = draw_ranked(args, row, weights, ranked);
+        bool found = index < ranked && maximum(passed, groups_below) <= ROOM;
+        args.found[row].chosen = found ? candidates[index] : NOTHING;
     }
-    // Rounding has put the target beyond the end.
-    u32 last = count;
-    while (last > 1 && weights[last - 1] == 0) --last;
-    return last - 1;
 }
 
 // The token in which a draw from the wished sums ends. One block a row, a thread for each logit of a chunk; the walk is one thread's, as its additions are
@@ -457,6 +342,6 @@ extern "C" __global__ __launch_bounds__(CHUNK, 1) void draw(const Args args) {
     __syncthreads();
     if (threadIdx.x == 0) {
         u32 token = chunk * CHUNK + walk<16>(weights, CHUNK, target);
-        args.found[row].drawn = rank_key(logits[token], token);
+        args.found[row].chosen = rank_key(logits[token], token);
     }
 }

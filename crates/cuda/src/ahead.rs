@@ -12,7 +12,7 @@ use mantissa_ops::reduction::{self, Reduced, Request};
 use crate::device::Event;
 use crate::families::{follow, sampling};
 use crate::kernel::{KernelSpec, Launch};
-use crate::reducer::Completeness;
+use crate::reducer::Outcome;
 use crate::session::{CudaSession, Failure};
 use crate::steps::StepError;
 
@@ -25,10 +25,12 @@ impl CudaSession {
     ) -> Result<(), RunError> {
         let rows = self.output_rows(requests)?;
         reduced.resize_with(rows, Reduced::default);
-        let missing = match self.launch_reduction(requests).map_err(|error| self.abandon(failure(error)))? {
+        let launched = self.launch_reduction(requests, Logits::Keep);
+        let missing: Vec<usize> = match launched.map_err(|error| self.abandon(failure(error)))? {
             Some(done) => {
                 done.wait().map_err(|error| self.abandon(failure(error.into())))?;
-                self.read_reduction(requests, reduced)
+                let outcomes = self.read_reduction(requests, reduced).into_iter().enumerate();
+                outcomes.filter(|(_, outcome)| *outcome != Outcome::Chosen).map(|(row, _)| row).collect()
             }
             None => (0..rows).collect(),
         };
@@ -49,10 +51,7 @@ impl CudaSession {
         let rows = self.output_rows(requests)?;
         next.check(&self.limits, &self.plan.batch_rules())?;
         let room = self.reducer.as_ref().is_some_and(|reducer| reducer.has_room(requests));
-        Ok(room
-            && (1..=follow::MOST_ROWS).contains(&rows)
-            && next.rows() == rows
-            && requests.iter().all(Request::decides))
+        Ok(room && (1..=follow::MOST_ROWS).contains(&rows) && next.rows() == rows)
     }
 
     /// Reduces, with the next run launched behind the reduction.
@@ -63,7 +62,7 @@ impl CudaSession {
         next: &Batch<'_>,
     ) -> Result<(), RunError> {
         reduced.resize_with(requests.len(), Reduced::default);
-        let launched = self.launch_reduction(requests).and_then(|done| {
+        let launched = self.launch_reduction(requests, Logits::Drop).and_then(|done| {
             self.launch_following(requests, next)?;
             Ok(done)
         });
@@ -74,8 +73,9 @@ impl CudaSession {
         if let Some(done) = done {
             done.wait().map_err(|error| self.abandon(failure(error.into())))?;
         }
-        for row in self.read_reduction(requests, reduced) {
-            // Of what decides nothing is left out but rows that are not finite, whose logits have been replaced.
+        let outcomes = self.read_reduction(requests, reduced);
+        for (row, _) in outcomes.iter().enumerate().filter(|(_, outcome)| **outcome == Outcome::NotFinite) {
+            // At least one; the logits that could be counted have been replaced.
             reduced[row].not_finite = 1;
         }
         Ok(())
@@ -90,7 +90,11 @@ impl CudaSession {
     }
 
     /// Launches what serves the requests and returns the moment when it is done; nothing where there is no room for them.
-    fn launch_reduction(&mut self, requests: &[Request<'_>]) -> Result<Option<Event>, StepError> {
+    fn launch_reduction(
+        &mut self,
+        requests: &[Request<'_>],
+        logits_after: Logits,
+    ) -> Result<Option<Event>, StepError> {
         let reducer = self.reducer.as_mut().filter(|reducer| reducer.has_room(requests));
         let (Some(reducer), Some(logits)) = (reducer, self.plan.program.logits()) else { return Ok(None) };
         self.device.bind()?;
@@ -105,7 +109,7 @@ impl CudaSession {
         };
         kernels.iter().try_for_each(|&kernel| launch(kernel))?;
         let done = self.stream.record()?;
-        if kernels.contains(&sampling::Kernel::Penalise) {
+        if logits_after == Logits::Keep && kernels.contains(&sampling::Kernel::Penalise) {
             launch(sampling::Kernel::Restore)?;
         }
         Ok(Some(done))
@@ -117,7 +121,7 @@ impl CudaSession {
         let Some(reducer) = &self.reducer else { return Ok(()) };
         let mut keys = [0; follow::MOST_ROWS];
         for (row, (key, request)) in keys.iter_mut().zip(requests).enumerate() {
-            *key = reducer.decided(row, request);
+            *key = reducer.chosen(row, request);
         }
         let vocabulary = self.plan.program.logits().map_or(0, |logits| self.values.place(logits).width);
         let tokens = self.batch.view().tokens;
@@ -134,18 +138,26 @@ impl CudaSession {
         Ok(unsafe { self.stream.launch(kernel, shape, args) }?)
     }
 
-    /// What the device found, and the rows of which it did not find all.
-    fn read_reduction(&self, requests: &[Request<'_>], reduced: &mut [Reduced]) -> Vec<usize> {
-        let (mut missing, mut first_seen) = (Vec::new(), 0);
-        let Some(reducer) = &self.reducer else { return missing };
-        for (row, (request, reduced)) in requests.iter().zip(reduced).enumerate() {
-            if reducer.read(row, request, first_seen, reduced) == Completeness::Missing {
-                missing.push(row);
-            }
+    /// What the device found, and what became of each row.
+    fn read_reduction(&self, requests: &[Request<'_>], reduced: &mut [Reduced]) -> Vec<Outcome> {
+        let Some(reducer) = &self.reducer else { return vec![] };
+        let mut first_seen = 0;
+        let read = |(row, (request, reduced)): (usize, (&Request<'_>, &mut Reduced))| {
+            let outcome = reducer.read(row, request, first_seen, reduced);
             first_seen += request.penalties.map_or(0, |penalties| penalties.seen.len());
-        }
-        missing
+            outcome
+        };
+        requests.iter().zip(reduced).enumerate().map(read).collect()
     }
+}
+
+/// Whether logits are wanted after they were reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Logits {
+    /// As they were.
+    Keep,
+    /// No: the next run replaces them.
+    Drop,
 }
 
 fn failure(error: StepError) -> Failure {

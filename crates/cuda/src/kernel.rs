@@ -165,7 +165,9 @@ impl SourceFile {
                 concat!(include_str!("../kernels/cache.cuh"), include_str!("../kernels/qkv.cu"))
             }
             SourceFile::Rope => include_str!("../kernels/rope.cu"),
-            SourceFile::Sampling => include_str!("../kernels/sampling.cu"),
+            SourceFile::Sampling => {
+                concat!(include_str!("../kernels/sampling.cuh"), include_str!("../kernels/sampling.cu"))
+            }
             SourceFile::Sdpa => include_str!("../kernels/sdpa.cu"),
             SourceFile::Selftest => include_str!("../kernels/selftest.cu"),
             SourceFile::SoftmaxBlock => {

@@ -4,10 +4,11 @@
 //! copy to pay. What the kernels have no room for is left to the definition in `mantissa_ops::reduction`.
 
 use std::mem::offset_of;
+use std::ops::Range;
 
 use mantissa_ops::batch::Limits;
 use mantissa_ops::plan::Plan;
-use mantissa_ops::reduction::{RankKey, Reduced, Request, Wish, inverse};
+use mantissa_ops::reduction::{Cuts, RankKey, Reduced, Request, Whole, Wish, inverse};
 
 use crate::device::{Device, DeviceBuffer, HostBuffer};
 use crate::error::CudaError;
@@ -50,8 +51,6 @@ struct Layout {
     seen: usize,
     found: usize,
     own_sums: usize,
-    wished_sums: usize,
-    ranked: usize,
     unpenalised: usize,
     host_end: usize,
 }
@@ -75,8 +74,6 @@ impl Layout {
             seen: host.add::<sampling::Seen>(seen),
             found: host.add::<Found>(rows),
             own_sums: host.add::<f64>(sums),
-            wished_sums: host.add::<f64>(sums),
-            ranked: host.add::<u64>(each(MOST_RANKED)),
             unpenalised: host.add::<f32>(seen),
             host_end: host.end,
         }
@@ -122,8 +119,8 @@ impl Reducer {
     /// Whether there is room for these requests.
     pub fn has_room(&self, requests: &[Request<'_>]) -> bool {
         let ranked = |request: &Request<'_>| match request.wish {
-            Wish::Best { count } | Wish::Nucleus { count, .. } => count <= MOST_RANKED,
-            Wish::Draw { .. } => true,
+            Wish::DrawFromBest(Cuts { count, .. }) => count <= MOST_RANKED,
+            Wish::Best | Wish::Draw { .. } => true,
         };
         let seen: usize =
             requests.iter().filter_map(|request| request.penalties).map(|all| all.seen.len()).sum();
@@ -156,8 +153,6 @@ impl Reducer {
             sums: device(layout.sums),
             found: host(layout.found),
             own_sums: host(layout.own_sums),
-            wished_sums: host(layout.wished_sums),
-            ranked: host(layout.ranked),
             unpenalised: host(layout.unpenalised),
             vocabulary: layout.vocabulary as u32,
             stride: logits.stride,
@@ -193,68 +188,59 @@ impl Reducer {
         bytemuck::try_cast_slice(&self.host[at..at + count * size_of::<T>()]).unwrap_or_default()
     }
 
-    /// The address of the key of the token that a request which decides leads to.
-    pub fn decided(&self, row: usize, request: &Request<'_>) -> u64 {
-        let field = match request.wish {
-            Wish::Draw { .. } => offset_of!(Found, drawn),
-            Wish::Best { .. } | Wish::Nucleus { .. } => offset_of!(Found, largest),
-        };
+    /// The address of the key of the token that a request leads to.
+    pub fn chosen(&self, row: usize, request: &Request<'_>) -> u64 {
+        let field = if wishes_more(request) { offset_of!(Found, chosen) } else { offset_of!(Found, largest) };
         self.host.address() + (self.layout.found + row * size_of::<Found>() + field) as u64
     }
 
-    /// What the kernels found of row `row`, which is complete where this says so: a row that is not finite, or has more
-    /// candidates than there is room for, is left to others. `first_seen` counts the tokens seen of the rows before.
+    /// What the kernels found of row `row`. `first_seen` counts the tokens seen of the rows before.
     pub fn read(
         &self,
         row: usize,
         request: &Request<'_>,
         first_seen: usize,
         reduced: &mut Reduced,
-    ) -> Completeness {
+    ) -> Outcome {
         let layout = &self.layout;
-        let [found] = self.numbers::<Found>(layout.found, row, 1) else { return Completeness::Missing };
+        reduced.chosen = None;
+        let [found] = self.numbers::<Found>(layout.found, row, 1) else { return Outcome::Undecided };
         if found.largest == 0 {
-            return Completeness::Missing;
+            return Outcome::NotFinite;
         }
         let chunks = sampling::chunks(layout.vocabulary);
-        let sum = |part| self.numbers::<f64>(part, row * chunks, chunks).iter().sum::<f64>();
         reduced.not_finite = 0;
         reduced.largest = RankKey(found.largest).logit();
-        reduced.sum = sum(layout.own_sums);
+        reduced.sum = self.numbers::<f64>(layout.own_sums, row * chunks, chunks).iter().sum();
         reduced.unpenalised.clear();
         if let Some(penalties) = request.penalties {
             let before = self.numbers::<f32>(layout.unpenalised, first_seen, penalties.seen.len());
             reduced.unpenalised.extend_from_slice(before);
         }
-        reduced.best.clear();
-        match (request.wish, request.penalties) {
-            (Wish::Best { count: 1 }, None) => reduced.best.push(RankKey(found.largest)),
-            (Wish::Draw { .. }, _) => reduced.best.push(RankKey(found.drawn)),
-            (Wish::Best { .. } | Wish::Nucleus { .. }, _) => {
-                if found.ranked as usize > MOST_RANKED {
-                    return Completeness::Missing;
-                }
-                let ranked = self.numbers::<u64>(layout.ranked, row * MOST_RANKED, found.ranked as usize);
-                reduced.best.extend(ranked.iter().map(|&key| RankKey(key)));
+        match if wishes_more(request) { found.chosen } else { found.largest } {
+            u64::MAX => Outcome::Undecided,
+            key => {
+                reduced.chosen = Some(RankKey(key));
+                Outcome::Chosen
             }
         }
-        if let Wish::Nucleus { .. } = request.wish {
-            reduced.wished_sum = sum(layout.wished_sums);
-        }
-        Completeness::Complete
     }
 }
 
-/// Whether the kernels found all that was asked of a row.
+/// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Completeness {
-    Complete,
-    Missing,
+pub(crate) enum Outcome {
+    /// All that was asked for was found.
+    Chosen,
+    /// No token was: top-p keeps more than are ranked, or there was no room for all candidates. Nothing else is missing.
+    Undecided,
+    /// A logit is not finite, and nothing else is known.
+    NotFinite,
 }
 
-/// Whether a request wants more than the largest logit and the sum of its row.
+/// Whether a request wants more than the best token and the sum of its row.
 fn wishes_more(request: &Request<'_>) -> bool {
-    request.wish != Wish::Best { count: 1 } || request.penalties.is_some()
+    request.wish != Wish::Best || request.penalties.is_some()
 }
 
 /// The kernels that serve the requests, in order. After [`Kernel::Penalise`] there is [`Kernel::Restore`] to come, for
@@ -262,8 +248,8 @@ fn wishes_more(request: &Request<'_>) -> bool {
 fn kernels(requests: &[Request<'_>]) -> Vec<Kernel> {
     let any = |test: fn(&Request<'_>) -> bool| requests.iter().any(test);
     let penalised = any(|request| request.penalties.is_some());
-    let sums = any(|request| !matches!(request.wish, Wish::Best { .. }));
-    let ranks = any(|request| !matches!(request.wish, Wish::Draw { .. }) && wishes_more(request));
+    let sums = any(|request| told(request, 0..0).sums > 0);
+    let ranks = any(|request| told(request, 0..0).count > 0);
     let draws = any(|request| matches!(request.wish, Wish::Draw { .. }));
     let order = [
         (true, Kernel::Largest),
@@ -278,29 +264,38 @@ fn kernels(requests: &[Request<'_>]) -> Vec<Kernel> {
 }
 
 /// A request as kernels take it, with the range of its tokens seen.
-fn told(request: &Request<'_>, seen: std::ops::Range<usize>) -> sampling::Request {
-    let (uniform, temperature, floor, sums, count) = match request.wish {
-        Wish::Best { count } => (0.0, 1.0, 0.0, 0, if wishes_more(request) { count } else { 0 }),
-        Wish::Nucleus { count, temperature } => (0.0, temperature, 0.0, 1, count),
-        Wish::Draw { temperature, floor, uniform } => (uniform, temperature, floor, 2, 0),
+fn told(request: &Request<'_>, seen: Range<usize>) -> sampling::Request {
+    let chosen = match request.wish {
+        // A draw from one token ends in it.
+        Wish::Best => sampling::Request {
+            inverse_temperature: 1.0,
+            count: u32::from(wishes_more(request)),
+            top_p: 1.0,
+            ..sampling::Request::default()
+        },
+        Wish::Draw { temperature, floor, uniform } => sampling::Request {
+            uniform,
+            inverse_temperature: inverse(temperature),
+            floor,
+            sums: 2,
+            ..sampling::Request::default()
+        },
+        Wish::DrawFromBest(cuts) => sampling::Request {
+            uniform: cuts.uniform,
+            inverse_temperature: inverse(cuts.temperature),
+            sums: u32::from(cuts.whole == Whole::All),
+            count: cuts.count as u32,
+            top_p: cuts.top_p,
+            min_p: cuts.min_p,
+            ..sampling::Request::default()
+        },
     };
     let (repetition, frequency, presence) = match request.penalties {
         Some(penalties) => (penalties.repetition, penalties.frequency, penalties.presence),
         None => (1.0, 0.0, 0.0),
     };
-    sampling::Request {
-        uniform,
-        inverse_temperature: inverse(temperature),
-        floor,
-        sums,
-        count: count as u32,
-        first_seen: seen.start as u32,
-        end_seen: seen.end as u32,
-        repetition,
-        frequency,
-        presence,
-        unused: 0,
-    }
+    let (first_seen, end_seen) = (seen.start as u32, seen.end as u32);
+    sampling::Request { first_seen, end_seen, repetition, frequency, presence, ..chosen }
 }
 
 #[cfg(test)]
@@ -310,7 +305,22 @@ mod tests {
     use super::*;
 
     const DRAW: Wish = Wish::Draw { temperature: 0.5, floor: 0.1, uniform: 0.25 };
-    const NUCLEUS: Wish = Wish::Nucleus { count: 7, temperature: 2.0 };
+    const NUCLEUS: Wish = Wish::DrawFromBest(Cuts {
+        count: 7,
+        temperature: 2.0,
+        top_p: 0.75,
+        whole: Whole::All,
+        min_p: 0.125,
+        uniform: 0.5,
+    });
+    const TOP_K: Wish = Wish::DrawFromBest(Cuts {
+        count: 3,
+        temperature: 1.0,
+        top_p: 1.0,
+        whole: Whole::Ranked,
+        min_p: 0.0,
+        uniform: 0.5,
+    });
     const SEEN: [Seen; 2] = [Seen { token: 3, generated: 0 }, Seen { token: 9, generated: 4 }];
 
     fn plain(wish: Wish) -> Request<'static> {
@@ -325,13 +335,11 @@ mod tests {
     #[test]
     fn only_what_is_asked_for_is_launched() {
         use Kernel::{Draw, Largest, OwnSums, Penalise, Rank, WishedSums};
-        let best = |count| plain(Wish::Best { count });
-        assert_eq!(kernels(&[best(1), best(1)]), [Largest, OwnSums]);
-        assert_eq!(kernels(&[best(1), best(2)]), [Largest, OwnSums, Rank]);
+        assert_eq!(kernels(&[plain(Wish::Best), plain(Wish::Best)]), [Largest, OwnSums]);
+        assert_eq!(kernels(&[plain(Wish::Best), plain(TOP_K)]), [Largest, OwnSums, Rank]);
         assert_eq!(kernels(&[plain(NUCLEUS)]), [Largest, OwnSums, WishedSums, Rank]);
         assert_eq!(kernels(&[plain(DRAW)]), [Largest, OwnSums, WishedSums, Draw]);
-        let greedy = penalised(Wish::Best { count: 1 });
-        assert_eq!(kernels(&[greedy]), [Largest, OwnSums, Penalise, Largest, Rank]);
+        assert_eq!(kernels(&[penalised(Wish::Best)]), [Largest, OwnSums, Penalise, Largest, Rank]);
     }
 
     #[test]
@@ -342,9 +350,11 @@ mod tests {
         assert_eq!((draw.repetition, draw.frequency, draw.presence), (1.5, 0.25, 0.5));
         let nucleus = told(&plain(NUCLEUS), 7..7);
         assert_eq!((nucleus.inverse_temperature, nucleus.sums, nucleus.count), (0.5, 1, 7));
+        assert_eq!((nucleus.top_p, nucleus.min_p, nucleus.uniform), (0.75, 0.125, 0.5));
+        assert_eq!((told(&plain(TOP_K), 0..0).sums, told(&plain(TOP_K), 0..0).count), (0, 3));
         // Known without ranking, unless penalties change it.
-        assert_eq!(told(&plain(Wish::Best { count: 1 }), 0..0).count, 0);
-        assert_eq!(told(&penalised(Wish::Best { count: 1 }), 0..2).count, 1);
+        assert_eq!(told(&plain(Wish::Best), 0..0).count, 0);
+        assert_eq!(told(&penalised(Wish::Best), 0..2).count, 1);
     }
 
     #[test]
@@ -353,7 +363,7 @@ mod tests {
         let layout = Layout::new(shape);
         let device =
             [layout.requests, layout.saved, layout.groups, layout.bests, layout.sums, layout.device_end];
-        let sizes = [3 * 48, 3 * SEEN_PER_ROW * 8, 3 * 2 * 128 * 8, 3 * 2 * 8, 3 * 5 * 8];
+        let sizes = [3 * 56, 3 * SEEN_PER_ROW * 8, 3 * 2 * 128 * 8, 3 * 2 * 8, 3 * 5 * 8];
         assert!(device.windows(2).zip(sizes).all(|(ends, size)| ends[1] - ends[0] >= size));
         assert!(device.iter().all(|start| start % 256 == 0));
         assert_eq!(shape.device_bytes(), layout.device_end);

@@ -15,9 +15,11 @@ const SPAN_THREADS: u32 = 128;
 /// Logits that one block of [`Kernel::Largest`] looks at.
 const SPAN: usize = 4096;
 const RANK_THREADS: u32 = 256;
-const SUM_THREADS: u32 = 64;
+const SUM_THREADS: u32 = 256;
+/// Chunks that one block adds up.
+const SUM_CHUNKS: usize = 2;
 
-/// One row's request; `sums` is 1 where weights are to be added up, 2 where their sum is to be drawn from, too.
+/// One row's request; `sums` is 1 where weights are to be added up for top-p, 2 for a draw from all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[allow(missing_docs, reason = "the kernel's file says what they are")]
@@ -27,6 +29,8 @@ pub struct Request {
     pub floor: f32,
     pub sums: u32,
     pub count: u32,
+    pub top_p: f32,
+    pub min_p: f32,
     pub first_seen: u32,
     pub end_seen: u32,
     pub repetition: f32,
@@ -44,18 +48,14 @@ pub struct Seen {
     pub generated: u32,
 }
 
-/// What is found of a row beside its lists.
+/// What is found of a row beside its sums.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Found {
     /// Key of the best logit before penalties; 0 where a logit is not finite.
     pub largest: u64,
-    /// Key of the token drawn.
-    pub drawn: u64,
-    /// How many were ranked; all ones where there were too many candidates.
-    pub ranked: u32,
-    /// Zero.
-    pub unused: u32,
+    /// Key of the token wished for; all ones where none was found. Nothing is written where the first says all.
+    pub chosen: u64,
 }
 
 /// Arguments of all kernels of the file. Some addresses are of page-locked memory of the host.
@@ -73,8 +73,6 @@ pub struct Args {
     pub sums: u64,
     pub found: u64,
     pub own_sums: u64,
-    pub wished_sums: u64,
-    pub ranked: u64,
     pub unpenalised: u64,
     pub vocabulary: u32,
     pub stride: u32,
@@ -134,7 +132,7 @@ impl Kernel {
         match self {
             Kernel::Largest => Launch { grid: grid(spans(vocabulary)), block: SPAN_THREADS, shared: 0 },
             Kernel::OwnSums | Kernel::WishedSums => {
-                Launch { grid: grid(chunks(vocabulary)), block: SUM_THREADS, shared: 0 }
+                Launch { grid: grid(chunks(vocabulary).div_ceil(SUM_CHUNKS)), block: SUM_THREADS, shared: 0 }
             }
             Kernel::Penalise | Kernel::Restore => block_per_row(rows, 256),
             Kernel::Rank => block_per_row(rows, RANK_THREADS),

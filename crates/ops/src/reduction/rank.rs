@@ -33,7 +33,7 @@ impl RankKey {
 /// One pass that compares each logit with the worst one worth keeping. Tokens that pass gather until there are twice
 /// as many as wanted; then half of them go. So the work is linear in the logits whatever their order, and next to
 /// nothing beyond the comparison in the usual one.
-pub fn best_ranked(logits: &[f32], count: usize, best: &mut Vec<RankKey>) {
+pub(super) fn best_ranked(logits: &[f32], count: usize, best: &mut Vec<RankKey>) {
     best.clear();
     let room = count.saturating_mul(2).max(64);
     let mut threshold = f32::NEG_INFINITY;

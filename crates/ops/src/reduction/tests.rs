@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NONE: Request<'static> = Request { penalties: None, wish: Wish::Best { count: 3 } };
+const BEST: Request<'static> = Request { penalties: None, wish: Wish::Best };
 
 fn reduced(logits: &[f32], request: &Request<'_>) -> Reduced {
     let mut reduced = Reduced::default();
@@ -10,17 +10,28 @@ fn reduced(logits: &[f32], request: &Request<'_>) -> Reduced {
     reduced
 }
 
-fn tokens(reduced: &Reduced) -> Vec<u32> {
-    reduced.best.iter().map(|key| key.token()).collect()
+/// The tokens that draws end in, from the beginning to the end of [0, 1).
+fn drawn(logits: &[f32], cuts: Cuts) -> Vec<u32> {
+    let mut tokens: Vec<u32> = Vec::new();
+    for step in 0..1000 {
+        let wish = Wish::DrawFromBest(Cuts { uniform: f64::from(step) / 1000.0, ..cuts });
+        let token = reduced(logits, &Request { penalties: None, wish }).chosen.expect("enough").token();
+        if tokens.last() != Some(&token) {
+            tokens.push(token);
+        }
+    }
+    tokens
 }
 
+const ALL: Cuts =
+    Cuts { count: 9, temperature: 1.0, top_p: 1.0, whole: Whole::Ranked, min_p: 0.0, uniform: 0.0 };
+
 #[test]
-fn a_row_is_its_largest_its_sum_and_its_best() {
-    let row = reduced(&[0.0, 2.0, -1.0, 2.0, -200.0], &NONE);
-    assert_eq!((row.not_finite, row.largest), (0, 2.0));
+fn a_row_is_its_largest_its_sum_and_a_token() {
+    let row = reduced(&[0.0, 2.0, -1.0, 2.0, -200.0], &BEST);
+    assert_eq!((row.not_finite, row.largest, row.chosen), (0, 2.0, Some(RankKey::new(2.0, 1))));
     let expected = 2.0 + (-2.0_f64).exp() + (-3.0_f64).exp();
     assert!((row.sum - expected).abs() < 1e-6, "{} {expected}", row.sum);
-    assert_eq!(tokens(&row), [1, 3, 0]);
 }
 
 #[test]
@@ -30,12 +41,37 @@ fn what_is_not_finite_is_counted_and_nothing_else() {
         (vec![f32::NEG_INFINITY; 17], 17),
         (vec![f32::INFINITY], 1),
     ] {
-        let row = reduced(&logits, &NONE);
-        assert_eq!((row.not_finite, row.best.len()), (count, 0), "{logits:?}");
+        let row = reduced(&logits, &BEST);
+        assert_eq!((row.not_finite, row.chosen), (count, None), "{logits:?}");
     }
     // Minus infinity beside numbers is a token that never comes.
-    let row = reduced(&[f32::NEG_INFINITY, 1.0, 0.5], &NONE);
-    assert_eq!((row.not_finite, tokens(&row)), (1, vec![1, 2]));
+    let logits = [f32::NEG_INFINITY, 1.0, 0.5];
+    assert_eq!(reduced(&logits, &BEST).not_finite, 1);
+    assert_eq!(drawn(&logits, ALL), [1, 2]);
+}
+
+#[test]
+fn draws_go_by_rank_through_what_is_left() {
+    // Weights of 1, twice 1/2, 1/4 and 1/8.
+    let logits = [-3.0, -1.0, 0.0, -2.0, -1.0].map(|power: f32| power * std::f32::consts::LN_2);
+    assert_eq!(drawn(&logits, ALL), [2, 1, 4, 3, 0]);
+    assert_eq!(drawn(&logits, Cuts { count: 3, ..ALL }), [2, 1, 4]);
+    assert_eq!(drawn(&logits, Cuts { min_p: 0.2, ..ALL }), [2, 1, 4, 3]);
+    assert_eq!(drawn(&logits, Cuts { top_p: 0.6, ..ALL }), [2, 1]);
+    // Three quarters of what is ranked are fewer than three quarters of all.
+    assert_eq!(drawn(&logits, Cuts { count: 3, top_p: 0.74, ..ALL }), [2, 1]);
+    assert_eq!(drawn(&logits, Cuts { count: 3, top_p: 0.74, whole: Whole::All, ..ALL }), [2, 1, 4]);
+    assert_eq!(drawn(&logits, Cuts { top_p: 0.0, ..ALL }), [2]);
+}
+
+#[test]
+fn a_nucleus_beyond_what_is_ranked_gives_no_token() {
+    let logits = [1.0; 8];
+    let nucleus = |count| {
+        let wish = Wish::DrawFromBest(Cuts { count, top_p: 0.5, whole: Whole::All, uniform: 0.99, ..ALL });
+        reduced(&logits, &Request { penalties: None, wish }).chosen.map(RankKey::token)
+    };
+    assert_eq!([3, 4, 8, 9].map(nucleus), [None, Some(3), Some(3), Some(3)]);
 }
 
 #[test]
@@ -43,15 +79,14 @@ fn penalties_leave_largest_and_sum_alone() {
     let logits = [4.0, 3.0, 1.0, -2.0];
     let seen = [Seen { token: 0, generated: 2 }, Seen { token: 3, generated: 0 }];
     let penalties = Penalties { repetition: 2.0, frequency: 0.25, presence: 0.5, seen: &seen };
-    let wish = Wish::Nucleus { count: 9, temperature: 1.0 };
-    let row = reduced(&logits, &Request { penalties: Some(penalties), wish });
-    let plain = reduced(&logits, &Request { penalties: None, wish });
+    let row = reduced(&logits, &Request { penalties: Some(penalties), wish: Wish::Best });
+    let plain = reduced(&logits, &BEST);
     assert_eq!((row.largest, row.sum), (plain.largest, plain.sum));
     assert_eq!(row.unpenalised, [4.0, -2.0]);
-    let expected = [(3.0, 1), (1.0, 0), (1.0, 2), (-4.0, 3)].map(|(logit, token)| RankKey::new(logit, token));
-    assert_eq!(row.best, expected);
-    let sum = 1.0 + 2.0 * (-2.0_f64).exp() + (-7.0_f64).exp();
-    assert!((row.wished_sum - sum).abs() < 1e-6);
+    assert_eq!(row.chosen, Some(RankKey::new(3.0, 1)));
+    let last = Wish::DrawFromBest(Cuts { uniform: 0.9999, ..ALL });
+    let row = reduced(&logits, &Request { penalties: Some(penalties), wish: last });
+    assert_eq!(row.chosen, Some(RankKey::new(-4.0, 3)));
 }
 
 fn penalised(repetition: f32, frequency: f32, presence: f32, seen: &[Seen]) -> [f32; 6] {
@@ -110,8 +145,8 @@ proptest! {
         let softmax = Softmax::new(row.largest, 0.5, floor);
         let weights: Vec<f64> = logits.iter().map(|&logit| f64::from(softmax.weight(logit))).collect();
         let total: f64 = weights.iter().sum();
-        let token = row.best[0].token() as usize;
-        prop_assert_eq!(row.best[0].logit(), logits[token] + 0.0);
+        let token = row.chosen.expect("a token").token() as usize;
+        prop_assert_eq!(row.chosen, Some(RankKey::new(logits[token], token as u32)));
         let before: f64 = weights[..token].iter().sum();
         let slack = 1e-12 * total;
         prop_assert!(weights[token] > 0.0);
