@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::Library;
 
+use crate::dynamic;
 use crate::error::CudaError;
 use crate::kernel::KernelSpec;
 
@@ -136,37 +137,14 @@ impl Nvrtc {
     /// # Errors
     /// [`CudaError::NvrtcMissing`] with the places looked at, [`CudaError::Symbol`] where it is another library.
     pub fn load(path: Option<&Path>) -> Result<Nvrtc, CudaError> {
-        let candidates: Vec<PathBuf> = match path {
-            Some(path) => vec![path.to_owned()],
-            None => NAMES.iter().map(PathBuf::from).collect(),
-        };
-        let mut tried = Vec::new();
-        for candidate in candidates {
-            // SAFETY: NVRTC's initialisers touch nothing of this process; a path given is the user's to vouch for.
-            match unsafe { Library::new(&candidate) } {
-                Ok(library) => return Nvrtc::from_library(library, candidate),
-                Err(error) => tried.push(match path {
-                    // The loader's reason says more than the name where there was only one.
-                    Some(path) => format!("{} ({error})", path.display()),
-                    None => candidate.display().to_string(),
-                }),
-            }
-        }
-        Err(CudaError::NvrtcMissing { looked_for: tried.join(", ") })
-    }
-
-    fn from_library(library: Library, path: PathBuf) -> Result<Nvrtc, CudaError> {
-        let name = path.display().to_string();
+        let (library, path) =
+            dynamic::open(path, NAMES).map_err(|looked_for| CudaError::NvrtcMissing { looked_for })?;
         /// Looks a function up under its name in `nvrtc.h`.
         macro_rules! symbol {
             ($symbol:literal) => {
                 // SAFETY: the field's type is the function's signature in `nvrtc.h`, unchanged since CUDA 11.1, and
                 // the library is kept for as long as the pointer.
-                unsafe { library.get($symbol) }.map(|found| *found).map_err(|error| CudaError::Symbol {
-                    library: name.clone(),
-                    name: $symbol,
-                    message: error.to_string(),
-                })?
+                unsafe { dynamic::function(&library, &path, $symbol) }?
             };
         }
         let functions = Functions {

@@ -16,6 +16,7 @@ use libloading::Library;
 use mantissa_numerics::Format;
 
 use crate::device::{Device, DeviceBuffer, Stream};
+use crate::dynamic;
 use crate::error::CudaError;
 use crate::families::library::WORKSPACE;
 
@@ -192,7 +193,8 @@ impl CublasLt {
     /// # Errors
     /// [`CudaError::CublasLtMissing`] with the places looked at, [`CudaError::Symbol`] where it is another library.
     pub fn load(path: Option<&Path>, device: &Device) -> Result<CublasLt, CudaError> {
-        let (library, path) = find(path)?;
+        let (library, path) =
+            dynamic::open(path, NAMES).map_err(|looked_for| CudaError::CublasLtMissing { looked_for })?;
         let functions = functions(&library, &path)?;
         device.bind()?;
         let mut handle = std::ptr::null_mut();
@@ -341,39 +343,13 @@ impl Prepared {
     }
 }
 
-/// The library and where it was.
-fn find(path: Option<&Path>) -> Result<(Library, PathBuf), CudaError> {
-    let candidates: Vec<PathBuf> = match path {
-        Some(path) => vec![path.to_owned()],
-        None => NAMES.iter().map(PathBuf::from).collect(),
-    };
-    let mut tried = Vec::new();
-    for candidate in candidates {
-        // SAFETY: the library's initialisers touch nothing of this process; a path given is the user's to vouch for.
-        match unsafe { Library::new(&candidate) } {
-            Ok(library) => return Ok((library, candidate)),
-            Err(error) => tried.push(match path {
-                // The loader's reason says more than the name where there was only one.
-                Some(path) => format!("{} ({error})", path.display()),
-                None => candidate.display().to_string(),
-            }),
-        }
-    }
-    Err(CudaError::CublasLtMissing { looked_for: tried.join(", ") })
-}
-
 fn functions(library: &Library, path: &Path) -> Result<Functions, CudaError> {
-    let name = path.display().to_string();
     /// Looks a function up under its name in `cublasLt.h`.
     macro_rules! symbol {
         ($symbol:literal) => {
             // SAFETY: the field's type is the function's signature in `cublasLt.h`, unchanged since CUDA 11.4, and the
             // library is kept for as long as the pointer.
-            unsafe { library.get($symbol) }.map(|found| *found).map_err(|error| CudaError::Symbol {
-                library: name.clone(),
-                name: $symbol,
-                message: error.to_string(),
-            })?
+            unsafe { dynamic::function(library, path, $symbol) }?
         };
     }
     Ok(Functions {
@@ -471,22 +447,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_library_is_an_error_that_names_it() {
-        let error = find(Some(Path::new("/nowhere/libcublasLt.so"))).unwrap_err();
-        assert!(matches!(error, CudaError::CublasLtMissing { .. }));
-        assert!(error.to_string().contains("/nowhere/libcublasLt.so"), "{error}");
-        assert!(error.to_string().contains("MANTISSA_MATMUL_BACKEND"), "{error}");
-    }
-
-    #[test]
-    fn another_library_is_told_by_what_it_lacks() {
-        // The C library is there on every system that tests run on.
-        #[cfg(target_os = "linux")]
-        {
-            let (library, path) = find(Some(Path::new("libc.so.6"))).unwrap();
-            let error = functions(&library, &path).err();
-            assert!(matches!(error, Some(CudaError::Symbol { name: "cublasLtCreate", .. })), "{error:?}");
-        }
+    fn a_missing_library_is_told_with_who_asked_for_it() {
+        let error = CudaError::CublasLtMissing { looked_for: NAMES.join(", ") }.to_string();
+        assert!(error.contains(NAMES[0]) && error.contains("MANTISSA_MATMUL_BACKEND"), "{error}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod compile;
 mod contracts;
 mod cublaslt;
 pub mod device;
+mod dynamic;
 mod error;
 pub mod families;
 mod graph;
