@@ -115,8 +115,13 @@ fn chunks_and_pages_do_not_change_a_bit() {
 fn some_positions_have_the_logits_that_they_have_among_all() {
     let tokens = prompt(61, 5);
     for (chunk, outputs) in [(512, 512), (16, 16), (16, 3), (7, 1)] {
-        let options =
-            EngineOptions { chunk, outputs, page_size: 16, context: Some(64), ..Default::default() };
+        let options = EngineOptions {
+            chunk: Some(chunk),
+            outputs,
+            page_size: 16,
+            context: Some(64),
+            ..Default::default()
+        };
         let mut engine = engine("qwen2", "bf16,kv_cache=f8e4m3", options);
         let all = engine.score(&tokens, Hidden::Skip).unwrap().logits;
         let width = engine.vocabulary();
