@@ -147,7 +147,7 @@ pub fn route(
     let possible = group(heads) > 0 && heads.dim > 0 && heads.dim.is_multiple_of(8) && heads.dim <= 256;
     let unit = unit(activations, cache);
     let single = Single::choose(unit, cache, heads, device).filter(|_| possible);
-    let tiling = Tiling::choose(unit, cache, heads, device.shared_per_block).filter(|_| possible);
+    let tiling = Tiling::choose(unit, cache, heads, device).filter(|_| possible);
     match (single, tiling) {
         (Some(single), Some(tiling)) => Ok(Route::RowsAndTiles(single, tiling)),
         (Some(single), None) => Ok(Route::Rows(single)),
@@ -178,7 +178,7 @@ pub fn specs(activations: Format, cache: CacheFormat, heads: Heads, route: Route
 pub struct Work {
     /// Rows on their own.
     pub rows: Vec<u32>,
-    /// Tiles, those that see most first, so that blocks end together.
+    /// Tiles, in the order in which blocks start.
     pub tiles: Vec<Tile>,
     /// The most spans of all positions up to its own that any of the rows on their own has, as the next power of two, so
     /// that launches stay the same from one token to the next.
@@ -211,6 +211,9 @@ impl Work {
         work.tiles.sort_by_key(|tile| {
             std::cmp::Reverse(batch.positions.get(tile.first_row as usize).copied().unwrap_or(0))
         });
+        if let Some(tiling) = route.tiling() {
+            tiling.arrange(heads, &mut work.tiles);
+        }
         work
     }
 }

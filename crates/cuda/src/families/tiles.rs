@@ -7,6 +7,8 @@ use mantissa_ops::op::Heads;
 
 use super::attention::{self, SPAN, Unit};
 use super::cache;
+use super::products::Capabilities;
+use super::wgmma;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 
 /// Query rows of one sequence that a block works on: consecutive tokens with all query heads of one key head.
@@ -35,24 +37,21 @@ pub struct MatrixTiling {
     rows: usize,
     /// Spans that shared memory has room for: with two, one is loaded while the other is computed.
     stages: usize,
+    /// Multiprocessors, where each works on two tiles at a time; else zero.
+    pairing: usize,
 }
 
 /// Values of a panel, in which the kernel for the tensor cores divides vectors.
 const PANEL: usize = 64;
 
 impl MatrixTiling {
-    /// From the fastest to what fits the least shared memory.
-    const ALL: [MatrixTiling; 4] = [
-        MatrixTiling { rows: 128, stages: 2 },
-        MatrixTiling { rows: 64, stages: 2 },
-        MatrixTiling { rows: 64, stages: 1 },
-        // Less than a warpgroup: no device that has those has so little.
-        MatrixTiling { rows: 32, stages: 1 },
-    ];
+    /// Rows and stages, from the fastest to what fits the least shared memory. Less than 64 rows are less than a
+    /// warpgroup, but no device that has those has so little.
+    const SHAPES: [(usize, usize); 4] = [(128, 2), (64, 2), (64, 1), (32, 1)];
 
     /// What `kernels/attention_tile.cuh` has in shared memory; its sum is checked when that is compiled.
     fn shared(self, cache: CacheFormat, dim: usize) -> usize {
-        let MatrixTiling { rows, stages } = self;
+        let MatrixTiling { rows, stages, .. } = self;
         let panels = dim.div_ceil(PANEL);
         // Queries of 16 bits, keys and values of the stages, outputs before the current section.
         let vectors = panels * PANEL * (2 * rows + stages * 2 * 2 * SPAN + 4 * rows);
@@ -71,16 +70,30 @@ impl MatrixTiling {
 }
 
 impl Tiling {
-    /// The tiling for a unit, a cache and heads on a device whose blocks can have `shared` bytes of shared memory; `None` where
-    /// tiles do not fit, or do not have room for one token.
-    pub fn choose(unit: Unit, cache: CacheFormat, heads: Heads, shared: u32) -> Option<Tiling> {
+    /// The tiling for a unit, a cache and heads on a device; `None` where tiles do not fit, or do not have room for one
+    /// token.
+    pub fn choose(unit: Unit, cache: CacheFormat, heads: Heads, device: Capabilities) -> Option<Tiling> {
         let fits = |tiling: &Tiling| {
-            attention::group(heads) <= tiling.rows() && tiling.shared(cache, heads.dim) <= shared as usize
+            let shared = tiling.shared(cache, heads.dim);
+            attention::group(heads) <= tiling.rows() && shared <= device.shared_per_block as usize
         };
+        // With warpgroups, heads of one panel leave registers for two blocks.
+        let pairs = wgmma::serves(device) && heads.dim <= PANEL;
+        let pairing = if pairs { device.multiprocessors as usize } else { 0 };
+        let matrix = |(rows, stages)| Tiling::Matrix(MatrixTiling { rows, stages, pairing });
         match unit {
             Unit::Fma => Some(Tiling::Fma).filter(fits),
-            Unit::Matrix => MatrixTiling::ALL.map(Tiling::Matrix).into_iter().find(fits),
+            Unit::Matrix => MatrixTiling::SHAPES.map(matrix).into_iter().find(fits),
         }
+    }
+
+    /// Arranges tiles that are sorted by how much they see, the most first, so that multiprocessors end together.
+    pub fn arrange(self, heads: Heads, tiles: &mut [Tile]) {
+        let Tiling::Matrix(MatrixTiling { pairing, .. }) = self else { return };
+        // Blocks go to multiprocessors in turn: the second to each is the longer, the shorter its first is.
+        let first = tiles.len().min(pairing / heads.key_value.max(1));
+        let both = tiles.len().min(2 * first);
+        tiles[first..both].reverse();
     }
 
     fn rows(self) -> usize {
@@ -114,7 +127,7 @@ impl Tiling {
             Tiling::Fma => {
                 KernelSpec { file: SourceFile::AttentionPrefill, entry: "attention_prefill", aliases }
             }
-            Tiling::Matrix(MatrixTiling { rows, stages }) => {
+            Tiling::Matrix(MatrixTiling { rows, stages, .. }) => {
                 aliases.push(Alias::count("ROWS", rows as u32));
                 aliases.push(Alias::count("STAGES", stages as u32));
                 aliases.push(Alias::count("SHARED", self.shared(cache, heads.dim) as u32));
@@ -143,15 +156,23 @@ impl Tiling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::Arch;
 
     const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
 
     const BF16: CacheFormat = CacheFormat::plain(Format::Bf16);
     const E4M3: CacheFormat = CacheFormat::plain(Format::F8E4M3);
 
-    fn matrix(cache: CacheFormat, heads: Heads, shared: u32) -> Option<(usize, usize)> {
-        match Tiling::choose(Unit::Matrix, cache, heads, shared)? {
-            Tiling::Matrix(MatrixTiling { rows, stages }) => Some((rows, stages)),
+    const H200: Capabilities =
+        Capabilities { arch: Arch { major: 9, minor: 0 }, multiprocessors: 132, shared_per_block: 232_448 };
+    const A100: Capabilities =
+        Capabilities { arch: Arch { major: 8, minor: 0 }, multiprocessors: 108, shared_per_block: 166_912 };
+    const SMALL: Capabilities =
+        Capabilities { arch: Arch { major: 8, minor: 9 }, multiprocessors: 76, shared_per_block: 101_376 };
+
+    fn matrix(cache: CacheFormat, heads: Heads, device: Capabilities) -> Option<(usize, usize)> {
+        match Tiling::choose(Unit::Matrix, cache, heads, device)? {
+            Tiling::Matrix(MatrixTiling { rows, stages, .. }) => Some((rows, stages)),
             Tiling::Fma => panic!("not what was asked for"),
         }
     }
@@ -160,29 +181,43 @@ mod tests {
     fn tiles_are_the_largest_that_fit() {
         let wide = Heads { query: 32, key_value: 8, dim: 128 };
         for cache in [BF16, E4M3] {
-            assert_eq!(matrix(cache, QWEN, 101_376), Some((128, 2)));
-            assert_eq!(matrix(cache, wide, 232_448), Some((128, 2)));
-            assert_eq!(matrix(cache, wide, 166_912), Some((64, 2)));
+            assert_eq!(matrix(cache, QWEN, SMALL), Some((128, 2)));
+            assert_eq!(matrix(cache, wide, H200), Some((128, 2)));
+            assert_eq!(matrix(cache, wide, A100), Some((64, 2)));
         }
-        assert_eq!(matrix(BF16, wide, 101_376), Some((64, 1)));
-        assert_eq!(matrix(E4M3, wide, 101_376), Some((32, 1)));
+        assert_eq!(matrix(BF16, wide, SMALL), Some((64, 1)));
+        assert_eq!(matrix(E4M3, wide, SMALL), Some((32, 1)));
         let widest = Heads { dim: 256, ..wide };
-        assert_eq!(matrix(BF16, widest, 232_448), Some((64, 1)));
-        assert_eq!(matrix(BF16, widest, 101_376), None);
+        assert_eq!(matrix(BF16, widest, H200), Some((64, 1)));
+        assert_eq!(matrix(BF16, widest, SMALL), None);
         let many = Heads { query: 100, key_value: 1, dim: 64 };
-        assert_eq!(matrix(BF16, many, 232_448), Some((128, 2)));
-        assert_eq!(matrix(BF16, Heads { dim: 128, ..many }, 101_376), None);
-        assert_eq!(Tiling::choose(Unit::Fma, BF16, many, 232_448), None);
+        assert_eq!(matrix(BF16, many, H200), Some((128, 2)));
+        assert_eq!(matrix(BF16, Heads { dim: 128, ..many }, SMALL), None);
+        assert_eq!(Tiling::choose(Unit::Fma, BF16, many, H200), None);
     }
 
     #[test]
     fn launches_cover_every_head_of_every_tile() {
-        let tiling = Tiling::choose(Unit::Matrix, BF16, QWEN, 232_448).expect("fits");
+        let tiling = Tiling::choose(Unit::Matrix, BF16, QWEN, H200).expect("fits");
         assert_eq!(tiling.tokens(QWEN), 18);
         assert_eq!(tiling.launch(BF16, QWEN, 5), Launch { grid: [10, 1, 1], block: 256, shared: 87_552 });
         assert_eq!(tiling.launch(E4M3, QWEN, 5).shared, 87_552 + (8 << 10));
-        let fma = Tiling::choose(Unit::Fma, BF16, QWEN, 232_448).expect("fits");
+        let fma = Tiling::choose(Unit::Fma, BF16, QWEN, H200).expect("fits");
         assert_eq!(fma.tokens(QWEN), 9);
         assert_eq!(fma.launch(BF16, QWEN, 5).grid, [5, 2, 1]);
+    }
+
+    #[test]
+    fn long_tiles_share_multiprocessors_with_short_ones() {
+        let arranged = |device, count: u32| {
+            let tiling = Tiling::choose(Unit::Matrix, BF16, QWEN, device).expect("fits");
+            let mut tiles: Vec<Tile> = (0..count).map(|first_row| Tile { first_row, tokens: 1 }).collect();
+            tiling.arrange(QWEN, &mut tiles);
+            tiles.into_iter().map(|tile| tile.first_row).collect::<Vec<_>>()
+        };
+        assert_eq!(arranged(H200, 60), (0..60).collect::<Vec<_>>());
+        assert_eq!(arranged(H200, 100), (0..66).chain((66..100).rev()).collect::<Vec<_>>());
+        assert_eq!(arranged(H200, 200), (0..66).chain((66..132).rev()).chain(132..200).collect::<Vec<_>>());
+        assert_eq!(arranged(A100, 200), (0..200).collect::<Vec<_>>());
     }
 }
