@@ -17,7 +17,8 @@ use mantissa_cuda::compile::{Arch, Nvrtc};
 use mantissa_cuda::device::{Device, DeviceBuffer, Kernel, Stream};
 use mantissa_cuda::families::ceilings::{self, CeilingArgs};
 use mantissa_cuda::families::products::{
-    self, Capabilities, Epilogue, Preferences, Product, ProductArgs, Shape, Variant, VariantPreference,
+    self, Capabilities, Epilogue, Preferences, Product, ProductArgs, Shape, SmallMatrix, Variant,
+    VariantPreference,
 };
 use mantissa_cuda::families::wgmma;
 use mantissa_cuda::kernel::{KernelSpec, Launch};
@@ -190,7 +191,9 @@ impl Bench {
                 Variant::Wgmma(tile) => {
                     self.stream.launch(kernel, launch, &wgmma::args(product, tile, &args)?)?;
                 }
-                Variant::SmallN { .. } | Variant::Gemm { .. } => self.stream.launch(kernel, launch, &args)?,
+                Variant::SmallMatrix(_) | Variant::SmallFma { .. } | Variant::Gemm { .. } => {
+                    self.stream.launch(kernel, launch, &args)?
+                }
             }
         }
         Ok(())
@@ -356,9 +359,11 @@ impl Bench {
 
 fn described(variant: Variant) -> String {
     match variant {
-        Variant::SmallN { bucket, weight_rows, rounds } => {
-            format!("small n {} by {weight_rows} weight rows, {rounds:?}", bucket.rows())
+        Variant::SmallMatrix(small) => {
+            let SmallMatrix { bucket, weight_rows, warps, slots, input } = small;
+            format!("{} by {weight_rows}, {warps} warps, {slots} slots, {input:?}", bucket.rows())
         }
+        Variant::SmallFma { bucket, weight_rows } => format!("{} by {weight_rows}", bucket.rows()),
         Variant::Gemm { tile, stages } => format!("tiles of {tile}, {stages} stages"),
         Variant::Wgmma(tile) => {
             format!("wgmma tiles of {} by {}, {} stages", tile.rows(), tile.weight_rows, tile.stages)

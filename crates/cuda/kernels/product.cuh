@@ -67,8 +67,22 @@ __device__ __forceinline__ void load_input(const A* row, u32 first, int ahead, u
     }
 }
 
+// What is added to a sum; read before the sum is there where that is worth it.
+struct Addends {
+    float bias;
+    float residual;
+
+    __device__ __forceinline__ void load(const ProductArgs& args, u32 row, u32 feature) {
+        if constexpr (EPILOGUE == STORE) {
+            if (args.bias != nullptr) bias = args.bias[feature];
+            if (args.residual != nullptr) residual = to_f32(args.residual[row * args.residual_stride + feature]);
+        }
+    }
+};
+
 // Stores one output. `up` is the second sum of SwiGLU.
-__device__ __forceinline__ void finish(const ProductArgs& args, u32 row, u32 feature, float sum, float up = 0.0f) {
+__device__ __forceinline__ void finish(const ProductArgs& args, u32 row, u32 feature, float sum, float up,
+                                       const Addends& addends) {
     u64 at = row * args.out_stride + feature;
     if constexpr (EPILOGUE == PLAIN) {
         static_cast<f32*>(args.out)[at] = sum;
@@ -77,11 +91,15 @@ __device__ __forceinline__ void finish(const ProductArgs& args, u32 row, u32 fea
         if constexpr (EPILOGUE == SWIGLU) {
             value = silu(sum) * up;
         } else {
-            value = args.bias == nullptr ? sum * args.alpha : mul_add(sum, args.alpha, args.bias[feature]);
-            if (args.residual != nullptr) {
-                value = value + to_f32(args.residual[row * args.residual_stride + feature]);
-            }
+            value = args.bias == nullptr ? sum * args.alpha : mul_add(sum, args.alpha, addends.bias);
+            if (args.residual != nullptr) value = value + addends.residual;
         }
         static_cast<A*>(args.out)[at] = from_f32<A>(value);
     }
+}
+
+__device__ __forceinline__ void finish(const ProductArgs& args, u32 row, u32 feature, float sum, float up = 0.0f) {
+    Addends addends = {};
+    addends.load(args, row, feature);
+    finish(args, row, feature, sum, up, addends);
 }

@@ -41,3 +41,9 @@ __device__ __forceinline__ void load_matrices(u32 (&to)[4], u32 address) {
                  : "r"(address)
                  : "memory");
 }
+
+// Starts copying the first `bytes` of 16; the others become zero.
+__device__ __forceinline__ void copy_async_first(u32 shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+                 : "memory");
+}

@@ -22,12 +22,6 @@ static_assert(STAGE_ROWS * CHUNKS % THREADS == 0 && FEATURE_TILE % ROW_STEP == 0
 static_assert(SEGMENT % DEPTH == 0, "segments end with a stage");
 static_assert(TOKEN_TILE * STRIDE * 4 <= STAGES * STAGE_ROWS * DEPTH * 2, "sums take the place of the stages");
 
-// Starts copying the first `bytes` of 16; the others become zero.
-__device__ __forceinline__ void copy_async_first(u32 shared, const void* global, u32 bytes) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
-                 : "memory");
-}
-
 // Where a chunk of a stage's row lies: in an order that differs between neighbouring rows, so that the same chunk of
 // eight of them falls into different banks.
 __device__ __forceinline__ u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ row % 8); }

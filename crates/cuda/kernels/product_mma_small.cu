@@ -1,212 +1,247 @@
-// Tensor-core products for few activations: one or a few columns tiles of eight, bound by reading the weights.
+// Tensor-core products for few activations: one or two column tiles of eight, bound by reading the weights.
 //
-// Aliases besides those of product.cuh: MTILES, NTILES, HALF, WARPS (at most), SINGLE (whether there are as many warps as
-// segments).
+// A block computes tiles of ROWS rows of the weights by up to TOKENS activations. Its warps take the segments of a row in
+// turns. A warp copies the weights that it multiplies to shared memory itself, SLOTS segments ahead, the first of them
+// before the kernels before this one are done: kernels that wait hold the weights that they need first, so that memory
+// streams on while results pass from kernel to kernel.
+//
+// Aliases besides those of product.cuh: TOKENS, HALF (tiles of eight rows), WARPS (of a block), RESIDENT (blocks of a
+// multiprocessor that have enough registers), SLOTS, KEPT (whether a block keeps all of its activations, or a warp those
+// of its segment). Before this comes a product_small_*.cuh.
 
-// A block computes one tile: MTILES * 16 rows of the weights (MTILES * 8 if HALF, whose upper halves are empty) by up
-// to NTILES * 8 activations. Its warps take the segments in turns; weights go from memory straight to registers,
-// DEPTH groups ahead, also over the end of a segment.
-// Values that a round of the loops takes: two steps, of each of which a lane has four neighbours of a row.
-constexpr int GROUP = 2 * STEP, GROUPS = SEGMENT / GROUP;
-constexpr int TILE_ROWS = HALF ? 8 : 16;
-constexpr int ROWS = MTILES * TILE_ROWS;
-constexpr int TOKENS = NTILES * 8;
-constexpr int DEPTH = MTILES == 1 && NTILES <= 2 ? 8 : 4;
-// As far ahead as registers allow.
-constexpr int INPUT_DEPTH = MTILES == 2 || (RAGGED && NTILES > 1) || (NTILES == 1 && !HALF && !SINGLE) ? 2 : 4;
-// Whether the rings are filled again, and a chunk beyond every row's end.
-constexpr bool GOES_ON = !SINGLE || DEPTH < GROUPS;
-constexpr u32 NOWHERE = 1 << 27;
+constexpr int ROWS = HALF ? 8 : 16;
+constexpr int OUTPUTS = ROWS / PARTS;
+constexpr int NTILES = (TOKENS + 7) / 8;
+constexpr u32 STEPS = SEGMENT / STEP, STEP_BYTES = STEP * 2;
+// Bytes from row to row of a segment in shared memory: what four lanes read of each of four rows at once falls into
+// different banks.
+constexpr u32 SKEW = 32, PITCH = SEGMENT * 2 + SKEW;
+// Rows of a burst of copies.
+constexpr int BURST = 2;
 // A stride at which the rows of a fragment's four columns fall into different banks.
 constexpr int STRIDE = ROWS + 4;
-// Rows of a tile that make one output, and outputs of a tile.
-constexpr int PARTS = EPILOGUE == SWIGLU ? 2 : 1;
-constexpr int FEATURES = ROWS / PARTS;
 
-static_assert(GROUPS % DEPTH == 0 && DEPTH % INPUT_DEPTH == 0, "rings start anew with each segment");
-static_assert(!HALF || (EPILOGUE != SWIGLU && MTILES == 1), "half tiles are for few outputs");
+static_assert(SEGMENT == 32 * CHUNK, "a lane copies one chunk of each row");
+static_assert(!HALF || PARTS == 1, "the parts of an output are eight rows apart");
 
-// The lane's values of a group whose first is at `address`, of which those of the second step begin STEP further.
-__device__ __forceinline__ uint4 load_weights(const W* address, u32 start, u32 columns) {
-    uint4 raw = make_uint4(0, 0, 0, 0);
-    // Relaxed, because the compiler moves weaker loads behind the wait that they are to overlap with.
-    auto load = [](const W* from, u32& low, u32& high) {
-        asm volatile("ld.relaxed.gpu.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-                     : "=r"(low), "=r"(high)
-                     : "l"(from));
-    };
-    if (start < columns) load(address, raw.x, raw.y);
-    if (start + STEP < columns) load(address + STEP, raw.z, raw.w);
-    return raw;
-}
+// One block's share of the work, and where things lie in shared memory.
+struct Block {
+    u32 first_tile;
+    u32 tile_step;
+    u32 tiles;
+    u32 token;
+    u32 tokens;
+    u32 segments;
+    u32 warps;
+    u32 warp;
+    // Bytes from row to row of this warp's weights: fewer in the last segment, where it is a warp's only one.
+    u32 pitch;
+    u32 slots;
+    u32 input;
+    float* parts;
 
-__device__ __forceinline__ uint4 load_activations(const A* address, u32 start, u32 columns) {
-    uint4 raw = make_uint4(0, 0, 0, 0);
-    if (start < columns) {
-        uint2 half = *reinterpret_cast<const uint2*>(address);
-        raw.x = half.x, raw.y = half.y;
+    __device__ __forceinline__ Block(const SmallArgs& args, u8* shared) {
+        const u32 groups = div_ceil(args.rows, TOKENS);
+        first_tile = blockIdx.x / groups;
+        tile_step = gridDim.x / groups;
+        tiles = div_ceil(args.features, OUTPUTS);
+        token = blockIdx.x % groups * TOKENS;
+        tokens = minimum(args.rows - token, u32(TOKENS));
+        segments = div_ceil(args.columns, SEGMENT);
+        warps = blockDim.x / 32;
+        warp = threadIdx.x / 32;
+        const u32 left = (args.columns - (segments - 1) * SEGMENT) * 2;
+        const u32 last_pitch = warps == segments ? round_up(left, 128) + SKEW : PITCH;
+        const u32 weight_bytes = ((warps - 1) * PITCH + last_pitch) * SLOTS * ROWS;
+        pitch = warp == warps - 1 ? last_pitch : PITCH;
+        slots = shared_address(shared) + warp * SLOTS * ROWS * PITCH;
+        const u32 input_rows = (KEPT ? segments : warps) * tokens;
+        input = shared_address(shared) + weight_bytes;
+        parts = reinterpret_cast<float*>(shared + weight_bytes + input_rows * PITCH);
     }
-    if (start + STEP < columns) {
-        uint2 half = *reinterpret_cast<const uint2*>(address + STEP);
-        raw.z = half.x, raw.w = half.y;
-    }
-    return raw;
-}
 
-// Keeps the values before column `columns` of a lane's values from column `start` on.
-__device__ __forceinline__ uint4 before_end(uint4 raw, u32 start, u32 columns) {
-    auto keep = [&](u32 pair, u32 index) {
-        return columns >= index + 2 ? pair : columns == index + 1 ? pair & 0xffff : 0;
-    };
-    return make_uint4(keep(raw.x, start), keep(raw.y, start + 2), keep(raw.z, start + STEP),
-                      keep(raw.w, start + STEP + 2));
-}
+    __device__ __forceinline__ u32 slot(u32 index) const { return slots + index * ROWS * pitch; }
+    // Where an activation's segment lies.
+    __device__ __forceinline__ u32 kept_input(u32 segment, u32 n) const { return input + (segment * tokens + n) * PITCH; }
+};
 
-// What one lane reads: its chunks of the tile's rows, and of its columns' activations.
-struct SmallLane {
-    const W* low[MTILES];
-    const W* high[MTILES];
-    const A* input[NTILES];
-    u32 tokens_there;
-    u32 columns;
+// What is left to copy for a warp.
+struct Feed {
+    u32 tile;
+    u32 segment;
 
-    // What is `ahead` groups behind column `first`. Sums of `first` and constants are formed in 64 bits, so that the
-    // constants become part of the instructions.
-    __device__ __forceinline__ void weights(u32 first, int ahead, uint4 (&low_raw)[MTILES],
-                                            uint4 (&high_raw)[MTILES]) const {
-        const u32 start = first + ahead * GROUP;
+    // Starts copying COUNT rows of the segment from row `first` of the tile on.
+    template <int COUNT>
+    __device__ __forceinline__ void copy_rows(const SmallArgs& args, const Block& block, u32 slot, int first) const {
+        const u32 lane = threadIdx.x % 32, column = segment * SEGMENT + lane * CHUNK;
+        const bool there = column < args.columns;
+        if (tile < block.tiles && lane * 16 < block.pitch - SKEW) {
 #pragma unroll
-        for (int m = 0; m < MTILES; ++m) {
-            low_raw[m] = load_weights(low[m] + u64(first) + ahead * GROUP, start, columns);
-            high_raw[m] = load_weights(high[m] + u64(first) + ahead * GROUP, start, HALF ? 0 : columns);
+            for (int i = 0; i < COUNT; ++i) {
+                const int row = first + i;
+                const W* from = tile_row(args, tile * OUTPUTS, row) + (there ? column : 0);
+                copy_async_first(block.slot(slot) + row * block.pitch + lane * 16, from, there ? 16 : 0);
+            }
+        }
+        copy_async_commit();
+    }
+
+    __device__ __forceinline__ void advance(const Block& block) {
+        segment += block.warps;
+        if (segment >= block.segments) {
+            segment = block.warp;
+            tile += block.tile_step;
         }
     }
 
-    __device__ __forceinline__ void activations(u32 first, int ahead, uint4 (&raw)[NTILES]) const {
-        const u32 start = first + ahead * GROUP;
+    // Starts copying the next segment, if there is one more.
+    __device__ __forceinline__ void copy(const SmallArgs& args, const Block& block, u32 slot) {
+        copy_rows<ROWS>(args, block, slot, 0);
+        advance(block);
+    }
+
+    // The same, with at most two bursts under way: all blocks of a kernel start at once, while an earlier kernel waits for
+    // its activations, and what they ask for first would stand in their way.
+    __device__ __forceinline__ void copy_gently(const SmallArgs& args, const Block& block, u32 slot) {
+#pragma unroll
+        for (int row = 0; row < ROWS; row += BURST) {
+            if (row >= 2 * BURST) copy_async_wait<1>();
+            copy_rows<BURST>(args, block, slot, row);
+        }
+        advance(block);
+    }
+};
+
+// Starts copying a segment of an activation.
+__device__ __forceinline__ void copy_input(const SmallArgs& args, u32 row, u32 segment, u32 to) {
+    const u32 lane = threadIdx.x % 32, column = segment * SEGMENT + lane * CHUNK;
+    const u32 bytes = column < args.columns ? minimum(args.columns - column, u32(CHUNK)) * 2 : 0;
+    copy_async_first(to + lane * 16, input_row(args, row) + (bytes > 0 ? column : 0), bytes);
+}
+
+// Starts copying all activations of the block.
+__device__ __forceinline__ void copy_all_input(const SmallArgs& args, const Block& block) {
+    for (u32 i = block.warp; i < block.segments * block.tokens; i += block.warps) {
+        const u32 n = i % block.tokens, segment = i / block.tokens;
+        copy_input(args, block.token + n, segment, block.kept_input(segment, n));
+    }
+    copy_async_commit();
+}
+
+using Sums = float[NTILES][4];
+
+__device__ __forceinline__ uint2 load_four(u32 address) {
+    uint2 four;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(four.x), "=r"(four.y) : "r"(address) : "memory");
+    return four;
+}
+
+// COUNT steps. Of each a lane has four neighbours of every row: `low` is the address of its first ones of row
+// lane / 4, `input` are those of its columns.
+template <int COUNT>
+__device__ __forceinline__ void multiply(u32 low, u32 high, const u32 (&input)[NTILES], u32 offset, Sums& sums) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        const u32 at = offset + i * STEP_BYTES;
+        const uint2 a = load_four(low + at), b = HALF ? make_uint2(0, 0) : load_four(high + at);
 #pragma unroll
         for (int n = 0; n < NTILES; ++n) {
-            raw[n] = load_activations(input[n] + u64(first) + ahead * GROUP, start,
-                                      tokens_there >> n & 1 ? columns : 0);
-            if constexpr (RAGGED) raw[n] = before_end(raw[n], start, columns);
+            const uint2 x = load_four(input[n] + at);
+            mma<W>(sums[n], a.x, b.x, a.y, b.y, x.x, x.y);
         }
     }
-};
-
-// One output's sum so far, and the block's partial sums of up to SLOTS segments: [slot][token][row].
-template <int SLOTS>
-struct SmallSums {
-    float part[SLOTS][TOKENS][STRIDE];
-    float total[TOKENS][STRIDE];
-
-    __device__ __forceinline__ void store(u32 slot, u32 lane, const float (&sums)[MTILES][NTILES][4]) {
-        u32 g = lane / 4, t = lane % 4;
-#pragma unroll
-        for (int m = 0; m < MTILES; ++m) {
-#pragma unroll
-            for (int n = 0; n < NTILES; ++n) {
-#pragma unroll
-                for (int i = 0; i < (HALF ? 2 : 4); ++i) {
-                    part[slot][n * 8 + 2 * t + i % 2][m * TILE_ROWS + g + i / 2 * 8] = sums[m][n][i];
-                }
-            }
-        }
-    }
-
-    // The sum of all earlier rounds and of this round's `slots` segments.
-    __device__ __forceinline__ float add(u32 round, u32 slots, u32 token, u32 row) const {
-        float sum = round == 0 ? 0.0f : total[token][row];
-        // The weights of the next round are on their way to registers meanwhile.
-#pragma unroll 4
-        for (u32 slot = 0; slot < slots; ++slot) sum = sum + part[slot][token][row];
-        return sum;
-    }
-};
-
-__device__ __forceinline__ void multiply(float (&sums)[NTILES][4], const uint4& low, const uint4& high,
-                                         const uint4 (&x)[NTILES]) {
-#pragma unroll
-    for (int n = 0; n < NTILES; ++n) mma<W>(sums[n], low.x, high.x, low.y, high.y, x[n].x, x[n].y);
-#pragma unroll
-    for (int n = 0; n < NTILES; ++n) mma<W>(sums[n], low.z, high.z, low.w, high.w, x[n].z, x[n].w);
 }
 
-// The tile whose first output is `feature`, by all threads of the block, for the TOKENS activations from `token` on.
-__device__ __forceinline__ void small_tile(const ProductArgs& args, u32 feature, u32 token, SmallSums<WARPS>& shared) {
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    const u32 g = lane / 4, t = lane % 4;
-    const u32 segments = div_ceil(args.columns, SEGMENT);
-    const u32 tokens = minimum(args.rows - token, u32(TOKENS));
-    SmallLane source;
-    source.columns = args.columns;
+// A segment. Columns without an activation repeat the last one.
+__device__ __forceinline__ void multiply_segment(const Block& block, u32 weights, u32 input, Sums& sums) {
+    const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const u32 low = weights + g * block.pitch + t * 8, high = low + 8 * block.pitch;
+    u32 column[NTILES];
 #pragma unroll
-    for (int m = 0; m < MTILES; ++m) {
-        source.low[m] = weight_row(args, feature + m * (TILE_ROWS / PARTS), g);
-        source.high[m] = HALF ? source.low[m] : weight_row(args, feature + m * (TILE_ROWS / PARTS), g + 8);
+    for (int n = 0; n < NTILES; ++n) column[n] = input + minimum(n * 8 + g, block.tokens - 1) * PITCH + t * 8;
+    if (block.pitch == PITCH) {
+        multiply<STEPS>(low, high, column, 0, sums);
+    } else {
+        // Whole parts of four steps.
+        for (u32 at = 0; at < block.pitch - SKEW; at += 4 * STEP_BYTES) multiply<4>(low, high, column, at, sums);
     }
-    uint4 low[DEPTH][MTILES], high[DEPTH][MTILES];
-    u32 column = warp * SEGMENT + t * 4;
-#pragma unroll
-    for (int i = 0; i < DEPTH; ++i) source.weights(column, i, low[i], high[i]);
+}
 
-    wait_for_inputs();
-    source.tokens_there = 0;
+// `parts` are of the segment: [token][row].
+__device__ __forceinline__ void store_sums(float* parts, const Block& block, const Sums& sums) {
+    const u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < NTILES; ++n) {
-        source.input[n] = input_row(args, token + n * 8 + g);
-        source.tokens_there |= u32(n * 8 + g < tokens) << n;
-    }
-    uint4 x[INPUT_DEPTH][NTILES];
 #pragma unroll
-    for (int i = 0; i < INPUT_DEPTH; ++i) source.activations(column, i, x[i]);
-
-    for (u32 first = 0, round = 0; first < segments; first += warps, ++round) {
-        float sums[MTILES][NTILES][4] = {};
-#pragma unroll 1
-        for (int part = 0; part < GROUPS; part += DEPTH) {
-            // The DEPTH groups after these: the next ones, or the first of this warp's next segment.
-            const u32 next = part + DEPTH < GROUPS ? column + DEPTH * GROUP
-                             : SINGLE ? NOWHERE
-                                      : column + (warps * GROUPS - part) * GROUP;
-#pragma unroll
-            for (int i = 0; i < DEPTH; ++i) {
-                const int slot = i % INPUT_DEPTH, ahead = i + INPUT_DEPTH;
-#pragma unroll
-                for (int m = 0; m < MTILES; ++m) multiply(sums[m], low[i][m], high[i][m], x[slot]);
-                if constexpr (GOES_ON) source.weights(next, i, low[i], high[i]);
-                if (ahead < DEPTH) {
-                    source.activations(column, ahead, x[slot]);
-                } else if constexpr (GOES_ON) {
-                    source.activations(next, ahead - DEPTH, x[slot]);
-                }
-            }
-            column = next;
-        }
-        // The threads have read the sums of the round before.
-        if (round > 0) __syncthreads();
-        shared.store(warp, lane, sums);
-        __syncthreads();
-        const bool last = first + warps >= segments;
-        const u32 slots = minimum(warps, segments - first);
-#pragma unroll 1
-        for (u32 i = threadIdx.x; i < FEATURES * tokens; i += blockDim.x) {
-            const u32 output = i % FEATURES, at = i / FEATURES;
-            // Outputs of SwiGLU are eight gates and eight ups of a tile of sixteen rows.
-            const u32 row = PARTS == 2 ? output / 8 * 16 + output % 8 : output;
-            float sum = shared.add(round, slots, at, row);
-            float up = PARTS == 2 ? shared.add(round, slots, at, row + 8) : 0.0f;
-            if (!last) {
-                shared.total[at][row] = sum;
-                if (PARTS == 2) shared.total[at][row + 8] = up;
-            } else if (feature + output < args.features) {
-                finish(args, token + at, feature + output, sum, up);
-            }
+        for (int i = 0; i < (HALF ? 2 : 4); ++i) {
+            const u32 column = n * 8 + 2 * t + i % 2;
+            if (column < block.tokens) parts[column * STRIDE + g + i / 2 * 8] = sums[n][i];
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1) product_small(const ProductArgs args) {
-    __shared__ SmallSums<WARPS> shared;
+__device__ __forceinline__ float add_segments(const float* part, const Block& block) {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (u32 i = 0; i < block.segments; ++i) sum = sum + part[i * block.tokens * STRIDE];
+    return sum;
+}
+
+// The outputs of a tile. `first` is loaded for the first one of this thread if the tile is the block's first.
+__device__ __forceinline__ void finish_tile(const SmallArgs& args, const Block& block, u32 tile, Ending first) {
+    for (u32 i = threadIdx.x; i < OUTPUTS * block.tokens; i += blockDim.x) {
+        const u32 place = i % OUTPUTS, column = i / OUTPUTS, output = tile * OUTPUTS + place;
+        if (output >= args.features) continue;
+        if (i != threadIdx.x || tile != block.first_tile) first.load(args, block.token + column, output);
+        const float* part = block.parts + column * STRIDE + place;
+        const float sum = add_segments(part, block);
+        const float second = PARTS == 2 ? add_segments(part + 8, block) : 0.0f;
+        first.finish(args, block.token + column, output, sum, second);
+    }
+}
+
+// All tiles of a block.
+__device__ __forceinline__ void small_tiles(const SmallArgs& args, u8* shared) {
+    const Block block(args, shared);
+    Feed feed{block.first_tile, block.warp};
+#pragma unroll
+    for (int i = 0; i < SLOTS; ++i) feed.copy_gently(args, block, i);
+    wait_for_inputs();
+    if constexpr (KEPT) copy_all_input(args, block);
+    Ending first = {};
+    const u32 output = block.first_tile * OUTPUTS + threadIdx.x % OUTPUTS, column = threadIdx.x / OUTPUTS;
+    if (column < block.tokens && output < args.features) first.load(args, block.token + column, output);
+    if constexpr (KEPT) {
+        copy_async_wait<0>();
+        __syncthreads();
+    }
+    u32 slot = 0;
+    for (u32 tile = block.first_tile; tile < block.tiles; tile += block.tile_step) {
+        for (u32 segment = block.warp; segment < block.segments; segment += block.warps) {
+            u32 input = block.kept_input(segment, 0);
+            if constexpr (!KEPT) {
+                input = block.kept_input(block.warp, 0);
+                for (u32 n = 0; n < block.tokens; ++n) copy_input(args, block.token + n, segment, input + n * PITCH);
+                copy_async_commit();
+            }
+            copy_async_wait<KEPT ? SLOTS - 1 : 0>();
+            __syncwarp();
+            Sums sums = {};
+            multiply_segment(block, block.slot(slot), input, sums);
+            __syncwarp();
+            feed.copy(args, block, slot);
+            slot = slot + 1 == SLOTS ? 0 : slot + 1;
+            store_sums(block.parts + segment * block.tokens * STRIDE, block, sums);
+        }
+        __syncthreads();
+        finish_tile(args, block, tile, first);
+        // All have read the sums that those of the next tile replace.
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, RESIDENT) product_small(const SmallArgs args) {
+    extern __shared__ uint4 shared[];
     launch_dependents();
-    small_tile(args, blockIdx.x * FEATURES, blockIdx.y * TOKENS, shared);
+    small_tiles(args, reinterpret_cast<u8*>(shared));
 }

@@ -154,6 +154,7 @@ impl SourceFile {
             SourceFile::ProductMmaSmall => concat!(
                 include_str!("../kernels/product.cuh"),
                 include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_small_plain.cuh"),
                 include_str!("../kernels/product_mma_small.cu")
             ),
             SourceFile::ProductWgmma => concat!(

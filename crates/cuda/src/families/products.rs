@@ -4,6 +4,8 @@
 //! Two formats decide the unit and with it the contract ([`compute`]); number of rows, shape and device only decide
 //! the [`Variant`], which never changes a bit of the result.
 
+mod small_matrix;
+
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{Compute, Merge, Order};
 
@@ -11,6 +13,8 @@ use super::wgmma;
 use crate::compile::Arch;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 use crate::preferences::preference;
+
+pub use self::small_matrix::{Input, SmallMatrix};
 
 /// Columns of a segment of the tensor-core products.
 pub const SEGMENT: usize = 256;
@@ -128,7 +132,6 @@ pub enum Bucket {
     Four,
     Eight,
     Sixteen,
-    ThirtyTwo,
 }
 
 impl Bucket {
@@ -140,7 +143,6 @@ impl Bucket {
             Bucket::Four => 4,
             Bucket::Eight => 8,
             Bucket::Sixteen => 16,
-            Bucket::ThirtyTwo => 32,
         }
     }
 
@@ -154,14 +156,14 @@ impl Bucket {
 /// A kernel that computes a product. All of them give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Variant {
-    /// Weights stream once past up to a bucket of rows.
-    SmallN {
+    /// Weights stream once past up to a bucket of rows, on the matrix units.
+    SmallMatrix(SmallMatrix),
+    /// Weights stream once past up to a bucket of rows, on the FMA units.
+    SmallFma {
         /// Rows of the result per pass.
         bucket: Bucket,
-        /// Rows of the weights that a block (matrix units) or a warp (FMA) computes together.
+        /// Rows of the weights that a warp computes together.
         weight_rows: u32,
-        /// How warps share segments; of no account for FMA.
-        rounds: Rounds,
     },
     /// Square tiles through shared memory.
     Gemm {
@@ -172,15 +174,6 @@ pub enum Variant {
     },
     /// Tiles that Hopper's copy engine brings to its asynchronous tensor cores. It has arguments of its own.
     Wgmma(wgmma::Tile),
-}
-
-/// How the warps of a block share the segments of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rounds {
-    /// One each: nothing that comes after it is loaded ahead.
-    Single,
-    /// In turns.
-    Several,
 }
 
 /// The arithmetic unit of a product.
@@ -229,14 +222,15 @@ pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences:
         VariantPreference::SmallN => true,
         VariantPreference::Gemm => false,
     };
-    match (small, product.unit()) {
-        (true, Unit::Matrix) => small_matrix(product, shape, device),
-        (true, Unit::Fma) => small_fma(product, shape),
-        (false, Unit::Matrix) if wgmma::serves(device) => {
-            Variant::Wgmma(wgmma::choose(product, shape, device))
-        }
-        (false, _) => gemm(product, shape, device),
-    }
+    let few = match (small, product.unit()) {
+        (true, Unit::Matrix) => SmallMatrix::choose(product, shape, device).map(Variant::SmallMatrix),
+        (true, Unit::Fma) => Some(small_fma(product, shape)),
+        (false, _) => None,
+    };
+    few.unwrap_or_else(|| match product.unit() {
+        Unit::Matrix if wgmma::serves(device) => Variant::Wgmma(wgmma::choose(product, shape, device)),
+        Unit::Matrix | Unit::Fma => gemm(product, shape, device),
+    })
 }
 
 /// Every variant that products of up to `shape.rows` rows use: what is to be compiled before the first run.
@@ -256,38 +250,9 @@ pub fn variants(
     all
 }
 
-fn small_matrix(product: Product, shape: Shape, device: Capabilities) -> Variant {
-    let buckets = [Bucket::Eight, Bucket::Sixteen, Bucket::ThirtyTwo];
-    // Rows that end within a load take registers that the largest bucket does not have.
-    let bucket = Bucket::holding(shape.rows, if ragged(shape.columns) { &buckets[..2] } else { &buckets });
-    let tiles = |rows: usize| shape.features.div_ceil(rows / product.parts() as usize);
-    let all = device.multiprocessors as usize;
-    // Half tiles where whole ones would leave multiprocessors idle; double ones where rows of the input are many, so
-    // that loads of them serve twice.
-    let weight_rows = match bucket {
-        Bucket::ThirtyTwo if tiles(32) >= all => 32,
-        Bucket::ThirtyTwo => 16,
-        _ if product.epilogue != Epilogue::SwiGlu && tiles(16) < all => 8,
-        _ => 16,
-    };
-    let single = shape.columns.div_ceil(SEGMENT) <= most_warps(bucket, weight_rows, Rounds::Single) as usize;
-    let rounds = if single { Rounds::Single } else { Rounds::Several };
-    Variant::SmallN { bucket, weight_rows, rounds }
-}
-
 /// Whether rows of 16-bit values end within 16 bytes.
 fn ragged(columns: usize) -> bool {
     !columns.is_multiple_of(8)
-}
-
-/// Warps of a tensor-core block for few rows: as many as have registers for it.
-fn most_warps(bucket: Bucket, weight_rows: u32, rounds: Rounds) -> u32 {
-    match (bucket, rounds) {
-        (Bucket::ThirtyTwo, _) if weight_rows == 32 => 8,
-        (Bucket::Sixteen, Rounds::Several) => 8,
-        (Bucket::Sixteen | Bucket::ThirtyTwo, _) | (_, Rounds::Several) => 12,
-        (_, Rounds::Single) => 16,
-    }
 }
 
 fn small_fma(product: Product, shape: Shape) -> Variant {
@@ -298,7 +263,7 @@ fn small_fma(product: Product, shape: Shape) -> Variant {
         (Bucket::One, Epilogue::Store | Epilogue::Plain) if shape.features < 8192 => 1,
         _ => 2,
     };
-    Variant::SmallN { bucket, weight_rows, rounds: Rounds::Several }
+    Variant::SmallFma { bucket, weight_rows }
 }
 
 fn gemm(product: Product, shape: Shape, device: Capabilities) -> Variant {
@@ -337,15 +302,11 @@ pub fn spec(product: Product, variant: Variant, columns: usize) -> KernelSpec {
     let mut aliases = aliases(product, columns);
     let mut count = |name, count| aliases.push(Alias::count(name, count));
     let (file, entry) = match (variant, product.unit()) {
-        (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) => {
-            count("MTILES", weight_rows.div_ceil(16));
-            count("NTILES", bucket.rows().div_ceil(8));
-            count("HALF", u32::from(weight_rows == 8));
-            count("WARPS", most_warps(bucket, weight_rows, rounds));
-            count("SINGLE", u32::from(rounds == Rounds::Single));
+        (Variant::SmallMatrix(small), _) => {
+            small.aliases().into_iter().for_each(|(name, value)| count(name, value));
             (SourceFile::ProductMmaSmall, "product_small")
         }
-        (Variant::SmallN { bucket, weight_rows, .. }, Unit::Fma) => {
+        (Variant::SmallFma { bucket, weight_rows }, _) => {
             count("ROWS", weight_rows);
             count("TOKENS", bucket.rows());
             count("WARPS", FMA_WARPS);
@@ -373,15 +334,8 @@ pub fn launch_shape(product: Product, variant: Variant, shape: Shape, device: Ca
     let blocks = |values: usize, each: u32| values.div_ceil(each as usize) as u32;
     let parts = product.parts();
     match (variant, product.unit()) {
-        (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) => {
-            let segments = blocks(shape.columns, SEGMENT as u32).max(1);
-            // As few rounds as possible, and as few warps as need no more rounds.
-            let rounds = segments.div_ceil(most_warps(bucket, weight_rows, rounds));
-            let warps = segments.div_ceil(rounds);
-            let grid = [blocks(shape.features, weight_rows / parts), blocks(shape.rows, bucket.rows()), 1];
-            Launch { grid, block: warps * 32, shared: 0 }
-        }
-        (Variant::SmallN { bucket, weight_rows, .. }, Unit::Fma) => {
+        (Variant::SmallMatrix(small), _) => small.launch_shape(product, shape, device),
+        (Variant::SmallFma { bucket, weight_rows }, _) => {
             let features = FMA_WARPS * weight_rows / parts;
             let grid = [blocks(shape.features, features), blocks(shape.rows, bucket.rows()), 1];
             Launch { grid, block: FMA_WARPS * 32, shared: 0 }

@@ -4,7 +4,7 @@ use mantissa_ops::{Program, WeightId};
 
 use super::{Chooser, Formats};
 use crate::families::library::{self, Bias, Finish};
-use crate::families::products::{self, Epilogue, Product, Shape, Variant, VariantPreference};
+use crate::families::products::{self, Epilogue, Product, Shape, SmallMatrix, Variant, VariantPreference};
 use crate::families::wgmma;
 use crate::kernel::{KernelSpec, Launch};
 
@@ -68,7 +68,9 @@ impl WeightProduct {
         let launch = products::launch_shape(self.kind, variant, self.shape(rows), chooser.device);
         match variant {
             Variant::Wgmma(tile) => Server::Wgmma(tile, spec, launch),
-            Variant::SmallN { .. } | Variant::Gemm { .. } => Server::Own(spec, launch),
+            Variant::SmallMatrix(_) | Variant::SmallFma { .. } | Variant::Gemm { .. } => {
+                Server::Own(spec, launch)
+            }
         }
     }
 
@@ -128,7 +130,7 @@ impl WeightProduct {
 
     fn why_variant(self, rows: usize, chooser: &Chooser) -> String {
         match self.variant(rows, chooser) {
-            Variant::SmallN { bucket, .. } => {
+            Variant::SmallMatrix(SmallMatrix { bucket, .. }) | Variant::SmallFma { bucket, .. } => {
                 let most = chooser.preferences.small_n_max;
                 format!(
                     "{rows} rows, at most {most}: weights stream once for up to {} of them",

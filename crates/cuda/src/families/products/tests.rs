@@ -25,8 +25,12 @@ fn shaped([rows, features, columns]: [usize; 3]) -> Shape {
     Shape { rows, features, columns }
 }
 
-fn small(bucket: Bucket, weight_rows: u32, rounds: Rounds) -> Variant {
-    Variant::SmallN { bucket, weight_rows, rounds }
+fn small(bucket: Bucket, weight_rows: u32, warps: u32, slots: u32, input: Input) -> Variant {
+    Variant::SmallMatrix(SmallMatrix { bucket, weight_rows, warps, slots, input })
+}
+
+fn small_fma(bucket: Bucket, weight_rows: u32) -> Variant {
+    Variant::SmallFma { bucket, weight_rows }
 }
 
 /// Every product, shape and device of the tests, with its variant.
@@ -63,23 +67,23 @@ fn arguments_are_laid_out_as_the_kernel_declares_them() {
 
 #[test]
 fn decode_shapes_of_qwen_and_llama() {
-    use Bucket::{Eight, One, Sixteen, ThirtyTwo};
-    use Rounds::{Several, Single};
+    use Bucket::{Eight, One, Sixteen};
+    use Input::{Segment, Whole};
     let store = product(Format::Bf16, Epilogue::Store);
-    // 56 tiles of sixteen rows would leave more than half of the chip idle.
-    assert_eq!(auto(store, [1, 896, 896]), small(Eight, 8, Single));
-    assert_eq!(auto(store, [1, 896, 4864]), small(Eight, 8, Several));
-    assert_eq!(auto(store, [8, 2048, 2048]), small(Eight, 8, Single));
-    assert_eq!(auto(store, [1, 3072, 2048]), small(Eight, 16, Single));
-    assert_eq!(auto(store, [9, 151_936, 896]), small(Sixteen, 16, Single));
-    assert_eq!(auto(store, [17, 896, 896]), small(ThirtyTwo, 16, Single));
-    assert_eq!(auto(store, [32, 8192, 2048]), small(ThirtyTwo, 32, Single));
-    assert_eq!(auto(store, [32, 8192, 2047]), small(Sixteen, 16, Single));
-    assert_eq!(auto(product(Format::F16, Epilogue::SwiGlu), [1, 64, 896]), small(Eight, 16, Single));
-    assert_eq!(auto(product(Format::F32, Epilogue::Store), [1, 896, 896]), small(One, 1, Several));
-    assert_eq!(auto(product(Format::F32, Epilogue::Plain), [1, 151_936, 896]), small(One, 2, Several));
-    assert_eq!(auto(product(Format::F32, Epilogue::SwiGlu), [1, 4864, 896]), small(One, 2, Several));
-    assert_eq!(auto(product(Format::F32, Epilogue::Store), [20, 896, 896]), small(Eight, 4, Several));
+    assert_eq!(auto(store, [1, 896, 896]), small(One, 16, 4, 1, Whole));
+    // A tile of sixteen whole rows would take 165 KB.
+    assert_eq!(auto(store, [1, 896, 4864]), small(One, 8, 19, 1, Whole));
+    assert_eq!(auto(store, [8, 896, 4864]), small(Eight, 16, 10, 1, Whole));
+    assert_eq!(auto(store, [2, 2048, 8192]), small(Eight, 16, 16, 1, Segment));
+    assert_eq!(auto(store, [8, 2048, 2048]), small(Eight, 16, 8, 1, Whole));
+    assert_eq!(auto(store, [9, 151_936, 896]), small(Sixteen, 16, 4, 1, Whole));
+    // One block a multiprocessor, and tiles for more than one.
+    assert_eq!(auto(product(Format::F16, Epilogue::SwiGlu), [1, 8192, 4096]), small(One, 16, 16, 1, Whole));
+    assert_eq!(auto(store, [32, 2048, 2047]), small(Sixteen, 16, 8, 1, Whole));
+    assert_eq!(auto(product(Format::F32, Epilogue::Store), [1, 896, 896]), small_fma(One, 1));
+    assert_eq!(auto(product(Format::F32, Epilogue::Plain), [1, 151_936, 896]), small_fma(One, 2));
+    assert_eq!(auto(product(Format::F32, Epilogue::SwiGlu), [1, 4864, 896]), small_fma(One, 2));
+    assert_eq!(auto(product(Format::F32, Epilogue::Store), [20, 896, 896]), small_fma(Eight, 4));
 }
 
 #[test]
@@ -100,7 +104,7 @@ fn preferences_decide() {
     let small = Preferences { variant: VariantPreference::SmallN, ..Preferences::default() };
     let limit = Preferences { small_n_max: 4, ..Preferences::default() };
     let kind = |rows, preferences| {
-        matches!(choose(store, shaped([rows, 896, 896]), H200, preferences), Variant::SmallN { .. })
+        matches!(choose(store, shaped([rows, 896, 896]), H200, preferences), Variant::SmallMatrix(_))
     };
     assert_eq!([1, 100].map(|rows| kind(rows, gemm)), [false, false]);
     assert_eq!([1, 100].map(|rows| kind(rows, small)), [true, true]);
@@ -112,9 +116,12 @@ fn launches_cover_every_output_within_the_limits_of_a_block() {
     for (product, shape, device, variant) in all() {
         let launch = launch_shape(product, variant, shape, device);
         let [features, rows] = match variant {
-            Variant::SmallN { bucket, weight_rows, .. } => {
-                let warps = if product.unit() == Unit::Fma { FMA_WARPS } else { 1 };
-                let features = weight_rows * warps / product.parts();
+            Variant::SmallMatrix(_) => {
+                check_small_matrix(product, shape, device, variant, launch);
+                continue;
+            }
+            Variant::SmallFma { bucket, weight_rows } => {
+                let features = weight_rows * FMA_WARPS / product.parts();
                 [(launch.grid[0], features), (launch.grid[1], bucket.rows())]
             }
             Variant::Gemm { tile, .. } => [(launch.grid[1], tile / product.parts()), (launch.grid[0], tile)],
@@ -127,13 +134,27 @@ fn launches_cover_every_output_within_the_limits_of_a_block() {
         }
         assert!(launch.grid[1] <= 65_535 && launch.block <= 512, "{launch:?}");
         assert!(launch.shared <= device.shared_per_block, "{launch:?}");
-        if let (Variant::SmallN { bucket, weight_rows, rounds }, Unit::Matrix) = (variant, product.unit()) {
-            let warps = launch.block / 32;
-            assert!(warps <= most_warps(bucket, weight_rows, rounds));
-            let one_each = warps as usize == shape.columns.div_ceil(SEGMENT);
-            assert!(rounds == Rounds::Several || one_each, "{shape:?}");
-        }
     }
+}
+
+/// Blocks take tiles in turns, all of them about as many, for each bucket of rows.
+fn check_small_matrix(
+    product: Product,
+    shape: Shape,
+    device: Capabilities,
+    variant: Variant,
+    launch: Launch,
+) {
+    let Variant::SmallMatrix(small) = variant else { return };
+    let passes = shape.rows.div_ceil(small.bucket.rows() as usize) as u32;
+    let tiles = shape.features.div_ceil((small.weight_rows / product.parts()) as usize) as u32;
+    assert!(launch.grid[0].is_multiple_of(passes) && launch.grid[1..] == [1, 1], "{small:?} {shape:?}");
+    let blocks = launch.grid[0] / passes;
+    let each = tiles.div_ceil(blocks);
+    assert!((1..=tiles).contains(&blocks) && (blocks - 1) * each < tiles, "{small:?} {shape:?}");
+    let segments = shape.columns.div_ceil(SEGMENT) as u32;
+    assert!((1..=segments).contains(&small.warps) && launch.block == small.warps * 32, "{small:?} {shape:?}");
+    assert!(launch.block <= 1024 && launch.shared <= device.shared_per_block, "{small:?} {launch:?}");
 }
 
 #[test]
@@ -170,8 +191,9 @@ fn every_variant_is_listed_once() {
     let store = product(Format::Bf16, Epilogue::Store);
     let listed = variants(store, shaped([1100, 2048, 2048]), H200, Preferences::default());
     assert!((1..=1100).all(|rows| listed.contains(&auto(store, [rows, 2048, 2048]))));
-    // Three for few rows, and every tile of Hopper's.
-    assert_eq!(listed.len(), 7);
+    let few = listed.iter().filter(|variant| matches!(variant, Variant::SmallMatrix(_)));
+    assert_eq!(few.count(), 3);
+    assert_eq!(listed.iter().collect::<HashSet<_>>().len(), listed.len());
 }
 
 #[test]
