@@ -1,7 +1,8 @@
 //! A batch on its way to the device: laid out in page-locked memory, copied by one transfer.
 //!
-//! Every part has a place of its own, fixed by the session's limits, so that kernels find it at the same address in
-//! every run. Block tables come last and only what is used of them is copied.
+//! Parts lie close together, in places that follow from the numbers of rows, outputs and sequences, so that kernels find
+//! them at the same addresses in every batch of one shape, and a token of one sequence takes a small transfer. Tokens come
+//! first, and block tables last.
 
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::op::Heads;
@@ -38,7 +39,32 @@ pub(crate) fn attention_heads(program: &Program) -> Vec<Heads> {
     all
 }
 
-/// Where parts start, in words.
+/// How much there is in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    rows: usize,
+    outputs: usize,
+    sequences: usize,
+    /// Of all block tables.
+    pages: usize,
+}
+
+impl Extent {
+    /// The most that a session's batches have.
+    fn most(limits: &Limits) -> Extent {
+        let Limits { rows, outputs, sequences, .. } = *limits;
+        let pages = Limits::pages_for(limits.page_size, limits.context).saturating_mul(sequences);
+        Extent { rows, outputs, sequences, pages }
+    }
+
+    /// What a batch has beside its pages, whose table ends with them.
+    fn of(batch: &Batch<'_>) -> Extent {
+        let (outputs, sequences) = (batch.outputs.len(), batch.sequences.len());
+        Extent { rows: batch.rows(), outputs, sequences, pages: 0 }
+    }
+}
+
+/// Where parts start, in words. It grows with every number of an extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Layout {
     tokens: usize,
@@ -53,27 +79,26 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(limits: &Limits, kinds: usize) -> Layout {
+    fn new(extent: Extent, kinds: usize) -> Layout {
         let mut next = 0_usize;
         let mut take = |words: usize| {
             let start = next;
             next = next.saturating_add(words).min(usize::MAX - (ALIGN - 1)).next_multiple_of(ALIGN);
             start
         };
-        let [tokens, positions, row_sequence] = [(); 3].map(|()| take(limits.rows));
-        let outputs = take(limits.outputs);
-        let sequences = take(limits.sequences.saturating_mul(size_of::<Sequence>() / WORD));
+        let [tokens, positions, row_sequence] = [(); 3].map(|()| take(extent.rows));
+        let outputs = take(extent.outputs);
+        let sequences = take(extent.sequences.saturating_mul(size_of::<Sequence>() / WORD));
         let tile = size_of::<Tile>() / WORD;
-        let work = (0..kinds).map(|_| (take(limits.rows), take(limits.rows.saturating_mul(tile)))).collect();
-        let pages = Limits::pages_for(limits.page_size, limits.context).saturating_mul(limits.sequences);
-        let block_tables = take(pages);
+        let work = (0..kinds).map(|_| (take(extent.rows), take(extent.rows.saturating_mul(tile)))).collect();
+        let block_tables = take(extent.pages);
         Layout { tokens, positions, row_sequence, outputs, sequences, work, block_tables, end: next }
     }
 }
 
 /// Bytes of a batch on the device.
 pub(crate) fn batch_bytes(limits: &Limits, kinds: usize) -> u64 {
-    (Layout::new(limits, kinds).end as u64).saturating_mul(WORD as u64)
+    (Layout::new(Extent::most(limits), kinds).end as u64).saturating_mul(WORD as u64)
 }
 
 /// The shape of a batch that is decoded.
@@ -88,6 +113,7 @@ pub(crate) struct RepeatedShape {
 /// Memory for a session's batches.
 #[derive(Debug)]
 pub(crate) struct DeviceBatch {
+    /// That of the batch that was laid out last.
     layout: Layout,
     page_size: usize,
     /// Taken in turns, so that a batch can be laid out while the one before is on its way.
@@ -106,7 +132,7 @@ impl DeviceBatch {
         limits: &Limits,
         kinds: Vec<AttentionKind>,
     ) -> Result<DeviceBatch, CudaError> {
-        let layout = Layout::new(limits, kinds.len());
+        let layout = Layout::new(Extent::most(limits), kinds.len());
         let bytes = layout.end.saturating_mul(WORD);
         Ok(DeviceBatch {
             host: [device.allocate_host(bytes, "batch")?, device.allocate_host(bytes, "batch")?],
@@ -159,6 +185,7 @@ impl DeviceBatch {
     pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
         self.sequences = batch.sequences.len();
         self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
+        self.layout = Layout::new(Extent::of(batch), self.kinds.len());
         self.host.swap(0, 1);
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host[0]);
         let used = fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
@@ -212,7 +239,7 @@ mod tests {
     #[test]
     fn parts_lie_where_the_layout_says() {
         let limits = Limits { rows: 6, outputs: 2, sequences: 3, pages: 9, page_size: 16, context: 64 };
-        let layout = Layout::new(&limits, 1);
+        let layout = Layout::new(Extent::most(&limits), 1);
         let starts = [
             layout.tokens,
             layout.positions,
@@ -236,6 +263,8 @@ mod tests {
             sequences: &sequences,
             outputs: &[2, 3],
         };
+        let smaller = Layout::new(Extent::of(&batch), 1);
+        assert_eq!((smaller.positions, smaller.outputs, smaller.block_tables), (4, 12, 36));
         let work = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }], span_bucket: 1 };
         let mut words = vec![99; layout.end];
         let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[work] });
