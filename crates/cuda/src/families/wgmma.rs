@@ -100,9 +100,12 @@ pub(super) fn serves(device: Capabilities) -> bool {
 /// The tile that is expected to take the least time: that of a stage, for as many tiles as one multiprocessor gets.
 pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Tile {
     let rounds = |tile: Tile| tile.tiles(product, shape).div_ceil(device.multiprocessors as usize);
-    let [first, rest @ ..] = TILES;
     let time = |(tile, nanoseconds)| rounds(tile) * nanoseconds;
-    rest.into_iter().fold(first, |best, other| if time(other) < time(best) { other } else { best }).0
+    // The largest leaves no registers for biases and residuals.
+    let [largest, second, rest @ ..] = TILES;
+    let first = if product.epilogue == Epilogue::Store { second } else { largest };
+    let others = [second].into_iter().chain(rest);
+    others.fold(first, |best, other| if time(other) < time(best) { other } else { best }).0
 }
 
 /// The kernel of a tile.
