@@ -58,6 +58,12 @@ extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) 
     launch_dependents();
     wait_for_inputs();
     u32 row = blockIdx.y, start = blockIdx.x * SUM_CHUNKS * CHUNK;
+    if (start >= args.vocabulary) {
+        // A block beyond the last chunk, for the next batch.
+        u32 end = row == 0 ? args.next_end : 0;
+        for (u32 i = args.next_first + threadIdx.x; i < end; i += SUM_THREADS) args.next_batch[i] = args.next_host[i];
+        return;
+    }
     u32 inside = minimum(args.vocabulary - start, SUM_CHUNKS * CHUNK);
     const float* logits = args.logits + u64(row) * args.stride + start;
     Few<f32, EACH> few[SUM_PIECES];
@@ -102,7 +108,9 @@ extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) 
         args.sums[at] = chunk_sums[threadIdx.x];
     } else {
         args.own_sums[at] = chunk_sums[threadIdx.x];
-        if (chunk == 0) args.found[row].largest = best;
+        if (chunk != 0) return;
+        args.found[row].largest = best;
+        tell_next(args, row, best);
     }
 }
 
@@ -306,7 +314,9 @@ extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args ar
     if (threadIdx.x == 0) {
         u32 index = draw_ranked(args, row, weights, ranked);
         bool found = index < ranked && maximum(passed, groups_below) <= ROOM;
-        args.found[row].chosen = found ? candidates[index] : NOTHING;
+        key chosen = found ? candidates[index] : NOTHING;
+        args.found[row].chosen = chosen;
+        tell_next(args, row, chosen);
     }
 }
 
@@ -343,5 +353,6 @@ extern "C" __global__ __launch_bounds__(CHUNK, 1) void draw(const Args args) {
     if (threadIdx.x == 0) {
         u32 token = chunk * CHUNK + walk<16>(weights, CHUNK, target);
         args.found[row].chosen = rank_key(logits[token], token);
+        tell_next(args, row, token);
     }
 }

@@ -88,7 +88,18 @@ struct Args {
     u32 stride;
     u32 spans;
     u32 chunks;
+    // The batch of the run that starts behind, of the host and of the device; none where none does. Tokens come first in
+    // it, and are those chosen; the words from next_first to next_end are copied.
+    const u32* next_host;
+    u32* next_batch;
+    u32 next_first;
+    u32 next_end;
 };
+
+// Gives the next run the token of a row. Where none could be chosen the run is in vain, but must not read beyond tables.
+__device__ __forceinline__ void tell_next(const Args& args, u32 row, key chosen) {
+    if (args.next_batch) args.next_batch[row] = u32(chosen) < args.vocabulary ? u32(chosen) : 0;
+}
 
 __device__ __forceinline__ key rank_key(float logit, u32 token) {
     // Adding 0 makes -0 to 0.

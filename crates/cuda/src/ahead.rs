@@ -10,9 +10,9 @@ use mantissa_ops::program::RunRows;
 use mantissa_ops::reduction::{self, Reduced, Request};
 
 use crate::device::Event;
-use crate::families::{follow, sampling};
+use crate::families::sampling::Kernel;
 use crate::kernel::{KernelSpec, Launch};
-use crate::reducer::Outcome;
+use crate::reducer::{Launches, Outcome};
 use crate::session::{CudaSession, Failure};
 use crate::steps::StepError;
 
@@ -25,7 +25,7 @@ impl CudaSession {
     ) -> Result<(), RunError> {
         let rows = self.output_rows(requests)?;
         reduced.resize_with(rows, Reduced::default);
-        let launched = self.launch_reduction(requests, Logits::Keep);
+        let launched = self.launch_reduction(requests, None);
         let missing: Vec<usize> = match launched.map_err(|error| self.abandon(failure(error)))? {
             Some(done) => {
                 done.wait().map_err(|error| self.abandon(failure(error.into())))?;
@@ -51,7 +51,7 @@ impl CudaSession {
         let rows = self.output_rows(requests)?;
         next.check(&self.limits, &self.plan.batch_rules())?;
         let room = self.reducer.as_ref().is_some_and(|reducer| reducer.has_room(requests));
-        Ok(room && (1..=follow::MOST_ROWS).contains(&rows) && next.rows() == rows)
+        Ok(room && rows > 0 && next.rows() == rows)
     }
 
     /// Reduces, with the next run launched behind the reduction.
@@ -62,11 +62,8 @@ impl CudaSession {
         next: &Batch<'_>,
     ) -> Result<(), RunError> {
         reduced.resize_with(requests.len(), Reduced::default);
-        let launched = self.launch_reduction(requests, Logits::Drop).and_then(|done| {
-            self.launch_following(requests, next)?;
-            Ok(done)
-        });
-        let done = launched.map_err(|error| self.abandon(failure(error)))?;
+        let done =
+            self.launch_reduction(requests, Some(next)).map_err(|error| self.abandon(failure(error)))?;
         self.rows = RunRows { tokens: next.rows(), outputs: next.outputs.len() };
         self.logit_bytes = None;
         self.launch_all().map_err(|error| self.abandon(error))?;
@@ -90,44 +87,33 @@ impl CudaSession {
     }
 
     /// Launches what serves the requests and returns the moment when it is done; nothing where there is no room for them.
+    /// Where a run is to follow, its batch is brought to the device, and the logits, which it replaces, keep their penalties.
     fn launch_reduction(
         &mut self,
         requests: &[Request<'_>],
-        logits_after: Logits,
+        next: Option<&Batch<'_>>,
     ) -> Result<Option<Event>, StepError> {
         let reducer = self.reducer.as_mut().filter(|reducer| reducer.has_room(requests));
         let (Some(reducer), Some(logits)) = (reducer, self.plan.program.logits()) else { return Ok(None) };
         self.device.bind()?;
-        let logits = self.values.place(logits);
-        let (kernels, args) = reducer.prepare(requests, logits, &self.scratch.reduction);
-        let launch = |kernel: sampling::Kernel| {
-            let shape = kernel.launch_shape(requests.len(), logits.width as usize);
+        let next = next.map(|next| self.batch.hand_over(next));
+        let restores = next.is_none() && requests.iter().any(|request| request.penalties.is_some());
+        let Launches { kernels, args } =
+            reducer.prepare(requests, self.values.place(logits), &self.scratch.reduction, next);
+        let launch = |(kernel, shape): (Kernel, Launch)| {
             // SAFETY: the arguments mirror the kernels', which are all of one file. Their addresses are those of the
             // session's scratch and of the reducer's page-locked memory, laid out for at least as many rows as there are
-            // requests, and of the logits of these rows. None of it goes or is written before they are done.
+            // requests, of the logits of these rows, and of a batch within the limits. None of it goes or is written before
+            // they are done.
             unsafe { self.launch(&kernel.spec(), shape, &args) }
         };
-        kernels.iter().try_for_each(|&kernel| launch(kernel))?;
+        kernels.into_iter().try_for_each(launch)?;
         let done = self.stream.record()?;
-        if logits_after == Logits::Keep && kernels.contains(&sampling::Kernel::Penalise) {
-            launch(sampling::Kernel::Restore)?;
+        if restores {
+            let width = args.vocabulary as usize;
+            launch((Kernel::Restore, Kernel::Restore.launch_shape(requests.len(), width)))?;
         }
         Ok(Some(done))
-    }
-
-    /// Brings the next batch to the device and puts the tokens in that the requests lead to.
-    fn launch_following(&mut self, requests: &[Request<'_>], next: &Batch<'_>) -> Result<(), StepError> {
-        self.batch.upload(next, &self.stream)?;
-        let Some(reducer) = &self.reducer else { return Ok(()) };
-        let mut keys = [0; follow::MOST_ROWS];
-        for (row, (key, request)) in keys.iter_mut().zip(requests).enumerate() {
-            *key = reducer.chosen(row, request);
-        }
-        let vocabulary = self.plan.program.logits().map_or(0, |logits| self.values.place(logits).width);
-        let tokens = self.batch.view().tokens;
-        let args = follow::Args { tokens, keys, rows: requests.len() as u32, vocabulary };
-        // SAFETY: the arguments mirror the kernel's; there are as many tokens and keys as rows, in the session's memory.
-        unsafe { self.launch(&follow::spec(), follow::launch_shape(), &args) }
     }
 
     /// # Safety
@@ -149,15 +135,6 @@ impl CudaSession {
         };
         requests.iter().zip(reduced).enumerate().map(read).collect()
     }
-}
-
-/// Whether logits are wanted after they were reduced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Logits {
-    /// As they were.
-    Keep,
-    /// No: the next run replaces them.
-    Drop,
 }
 
 fn failure(error: StepError) -> Failure {

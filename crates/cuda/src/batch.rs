@@ -4,6 +4,8 @@
 //! them at the same addresses in every batch of one shape, and a token of one sequence takes a small transfer. Tokens come
 //! first, and block tables last.
 
+use std::ops::Range;
+
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::op::Heads;
 use mantissa_ops::program::RunRows;
@@ -110,6 +112,17 @@ pub(crate) struct RepeatedShape {
     span_bucket: usize,
 }
 
+/// A batch that is laid out, and where a kernel brings it. Tokens, which it writes itself, come first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NextBatch {
+    /// Address on the host.
+    pub host: u64,
+    /// Address on the device.
+    pub device: u64,
+    /// The words after the tokens.
+    pub rest: Range<u32>,
+}
+
 /// Memory for a session's batches.
 #[derive(Debug)]
 pub(crate) struct DeviceBatch {
@@ -183,13 +196,25 @@ impl DeviceBatch {
     /// Lays a batch out, which must have been checked against the limits, and starts its transfer. Of the batches before
     /// only the last may still be on its way.
     pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
+        let words = self.lay_out(batch);
+        stream.upload_later(&self.host[0], words * WORD, &self.device, 0)
+    }
+
+    /// Lays a batch out like [`DeviceBatch::upload`], for a kernel that brings it to the device.
+    pub fn hand_over(&mut self, batch: &Batch<'_>) -> NextBatch {
+        let words = self.lay_out(batch);
+        let rest = self.layout.positions as u32..words as u32;
+        NextBatch { host: self.host[0].address(), device: self.device.address(), rest }
+    }
+
+    /// Returns the number of words used.
+    fn lay_out(&mut self, batch: &Batch<'_>) -> usize {
         self.sequences = batch.sequences.len();
         self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
         self.layout = Layout::new(Extent::of(batch), self.kinds.len());
         self.host.swap(0, 1);
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host[0]);
-        let used = fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
-        stream.upload_later(&self.host[0], used * WORD, &self.device, 0)
+        fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work })
     }
 }
 

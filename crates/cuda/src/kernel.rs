@@ -22,7 +22,6 @@ pub enum SourceFile {
     Ceilings,
     Elementwise,
     Embedding,
-    Follow,
     LibraryFinish,
     LibraryGather,
     Norm,
@@ -42,7 +41,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 24] = [
+    pub const ALL: [SourceFile; 23] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -51,7 +50,6 @@ impl SourceFile {
         SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
-        SourceFile::Follow,
         SourceFile::LibraryFinish,
         SourceFile::LibraryGather,
         SourceFile::Norm,
@@ -80,7 +78,6 @@ impl SourceFile {
             SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
-            SourceFile::Follow => "follow",
             SourceFile::LibraryFinish => "library_finish",
             SourceFile::LibraryGather => "library_gather",
             SourceFile::Norm => "norm",
@@ -128,7 +125,6 @@ impl SourceFile {
             }
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
-            SourceFile::Follow => include_str!("../kernels/follow.cu"),
             SourceFile::LibraryFinish => {
                 concat!(include_str!("../kernels/product.cuh"), include_str!("../kernels/library_finish.cu"))
             }

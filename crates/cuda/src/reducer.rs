@@ -3,16 +3,17 @@
 //! Requests and results lie in page-locked memory that kernels read and write themselves, as they are too small for a
 //! copy to pay. What the kernels have no room for is left to the definition in `mantissa_ops::reduction`.
 
-use std::mem::offset_of;
 use std::ops::Range;
 
 use mantissa_ops::batch::Limits;
 use mantissa_ops::plan::Plan;
 use mantissa_ops::reduction::{Cuts, RankKey, Reduced, Request, Whole, Wish, inverse};
 
+use crate::batch::NextBatch;
 use crate::device::{Device, DeviceBuffer, HostBuffer};
 use crate::error::CudaError;
 use crate::families::sampling::{self, Args, Found, Kernel, MOST_LOGITS, MOST_RANKED};
+use crate::kernel::Launch;
 use crate::values::Place;
 
 /// Tokens seen for each row, on average over the rows of a batch.
@@ -102,6 +103,15 @@ impl RowsAndLogits {
     }
 }
 
+/// What is to be launched for requests.
+#[derive(Debug)]
+pub(crate) struct Launches {
+    /// The kernels, in order.
+    pub kernels: Vec<(Kernel, Launch)>,
+    /// The arguments of all of them.
+    pub args: Args,
+}
+
 /// Reduces the rows of a session.
 #[derive(Debug)]
 pub(crate) struct Reducer {
@@ -128,16 +138,19 @@ impl Reducer {
         requests.len() <= rows && seen <= rows * SEEN_PER_ROW && requests.iter().all(ranked)
     }
 
-    /// Writes the requests, for which there must be room, and gives the kernels to launch, in order, with the arguments of
-    /// all of them. `scratch` holds [`RowsAndLogits::device_bytes`] bytes; no launch of earlier requests may be under way.
+    /// Writes the requests, for which there must be room, and says what to launch. `scratch` holds
+    /// [`RowsAndLogits::device_bytes`] bytes; no launch of earlier requests may be under way. Where a run starts behind,
+    /// its batch is brought to the device, with the tokens that were chosen.
     pub fn prepare(
         &mut self,
         requests: &[Request<'_>],
         logits: Place,
         scratch: &DeviceBuffer,
-    ) -> (Vec<Kernel>, Args) {
+        next: Option<NextBatch>,
+    ) -> Launches {
         self.write(requests);
         let kernels = kernels(requests);
+        let next = next.unwrap_or(NextBatch { host: 0, device: 0, rest: 0..0 });
         let layout = self.layout;
         let device = |part: usize| scratch.address() + part as u64;
         let host = |part: usize| self.host.address() + part as u64;
@@ -158,8 +171,20 @@ impl Reducer {
             stride: logits.stride,
             spans: sampling::spans(layout.vocabulary) as u32,
             chunks: sampling::chunks(layout.vocabulary) as u32,
+            next_host: next.host,
+            next_batch: next.device,
+            next_first: next.rest.start,
+            next_end: next.rest.end,
         };
-        (kernels, args)
+        let shape = |&kernel: &Kernel| {
+            let mut launch = kernel.launch_shape(requests.len(), layout.vocabulary);
+            if kernel == Kernel::OwnSums && next.device != 0 {
+                // A block beyond the chunks brings the batch.
+                launch.grid[0] += 1;
+            }
+            (kernel, launch)
+        };
+        Launches { kernels: kernels.iter().map(shape).collect(), args }
     }
 
     fn write(&mut self, requests: &[Request<'_>]) {
@@ -186,12 +211,6 @@ impl Reducer {
         let at = part + first * size_of::<T>();
         // Parts are aligned, and the length is a whole number of `T`.
         bytemuck::try_cast_slice(&self.host[at..at + count * size_of::<T>()]).unwrap_or_default()
-    }
-
-    /// The address of the key of the token that a request leads to.
-    pub fn chosen(&self, row: usize, request: &Request<'_>) -> u64 {
-        let field = if wishes_more(request) { offset_of!(Found, chosen) } else { offset_of!(Found, largest) };
-        self.host.address() + (self.layout.found + row * size_of::<Found>() + field) as u64
     }
 
     /// What the kernels found of row `row`. `first_seen` counts the tokens seen of the rows before.

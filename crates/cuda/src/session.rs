@@ -20,7 +20,7 @@ use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::{attention, follow, sampling};
+use crate::families::{attention, sampling};
 use crate::graph::{Graphs, Recorder};
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
@@ -90,7 +90,6 @@ impl CudaSession {
         let reduced = reducer::shape(&plan, &limits);
         let mut specs = required_kernels(&plan, &limits, &kinds, chooser);
         specs.extend(reduced.iter().flat_map(|_| sampling::Kernel::ALL).map(sampling::Kernel::spec));
-        specs.extend(reduced.iter().map(|_| follow::spec()));
         let kernels = store.load(device, &specs).map_err(failed)?;
         let mut report = LoadReport::default();
         let loader = Loader { device, stream: &stream, source, overflow: options.overflow, progress };

@@ -12,7 +12,6 @@ pub mod cache;
 pub mod ceilings;
 pub mod elementwise;
 pub mod embedding;
-pub mod follow;
 pub mod library;
 pub mod norm;
 pub mod products;

@@ -78,6 +78,10 @@ pub struct Args {
     pub stride: u32,
     pub spans: u32,
     pub chunks: u32,
+    pub next_host: u64,
+    pub next_batch: u64,
+    pub next_first: u32,
+    pub next_end: u32,
 }
 
 /// The kernels, in the order in which they are launched.

@@ -1,0 +1,228 @@
+//! Whole generations on the first GPU, where tokens are chosen on the device and runs start before the host has seen them,
+//! against generations over the same sessions whose logits are all brought to the host. Where there is no GPU, or no NVRTC,
+//! every test is reported as skipped.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use mantissa_cuda::{CudaBackend, CudaOptions};
+use mantissa_engine::sampling::SamplingParams;
+use mantissa_engine::{EndOfText, Engine, EngineOptions, Request, SequenceId};
+use mantissa_numerics::Format;
+use mantissa_numerics::contract::OpContract;
+use mantissa_numerics::policy::{PrecisionPolicy, Preset};
+use mantissa_ops::backend::{
+    Backend, BackendInfo, KernelChoice, LoadOptions, LoadReport, MemoryUse, NoProgress, PrepareError,
+    Progress, RunError, Session, StepObserver, ValueReader,
+};
+use mantissa_ops::builder::{AttentionArgs, QkvArgs};
+use mantissa_ops::conformance::data::MemorySource;
+use mantissa_ops::conformance::or_skip;
+use mantissa_ops::op::{Heads, Mask};
+use mantissa_ops::program::{CacheSpec, RopeSet, RopeSpec, WeightPart};
+use mantissa_ops::{Batch, Limits, Op, Plan, Program, ProgramBuilder, ShapeClass, TensorSource, ValueId};
+
+fn backend() -> Result<&'static CudaBackend, String> {
+    static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
+    let open = || {
+        let options = CudaOptions {
+            kernel_cache: std::env::var_os("MANTISSA_KERNEL_CACHE").map(Into::into),
+            nvrtc: std::env::var_os("MANTISSA_NVRTC").map(Into::into),
+            ..CudaOptions::default()
+        };
+        CudaBackend::new(0, &options).map_err(|error| error.to_string())
+    };
+    BACKEND.get_or_init(open).as_ref().map_err(Clone::clone)
+}
+
+/// The GPU, with sessions that leave everything behind their logits to the trait.
+struct HostBackend(&'static CudaBackend);
+
+impl Backend for HostBackend {
+    fn info(&self) -> BackendInfo {
+        self.0.info()
+    }
+
+    fn contracts(&self) -> &[OpContract] {
+        self.0.contracts()
+    }
+
+    fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice {
+        self.0.choose(program, op, contract, class)
+    }
+
+    fn prepare(
+        &self,
+        plan: Arc<Plan>,
+        source: &dyn TensorSource,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Session>, PrepareError> {
+        Ok(Box::new(HostSession(self.0.prepare(plan, source, options, progress)?)))
+    }
+}
+
+struct HostSession(Box<dyn Session>);
+
+impl ValueReader for HostSession {
+    fn read(&self, value: ValueId) -> Vec<f32> {
+        self.0.read(value)
+    }
+}
+
+impl Session for HostSession {
+    fn plan(&self) -> &Plan {
+        self.0.plan()
+    }
+
+    fn limits(&self) -> &Limits {
+        self.0.limits()
+    }
+
+    fn report(&self) -> &LoadReport {
+        self.0.report()
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.0.memory()
+    }
+
+    fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
+        self.0.run(batch)
+    }
+
+    fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
+        self.0.run_observed(batch, observer)
+    }
+
+    fn logits(&mut self) -> Result<&[f32], RunError> {
+        self.0.logits()
+    }
+
+    fn write(&mut self, value: ValueId, numbers: &[f32]) -> Result<(), RunError> {
+        self.0.write(value, numbers)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) -> Result<(), RunError> {
+        self.0.copy_page(from, to)
+    }
+}
+
+const VOCABULARY: usize = 5003;
+const HIDDEN: usize = 64;
+const HEADS: Heads = Heads { query: 2, key_value: 1, dim: 64 };
+
+/// A model of one layer whose weights look random.
+fn model() -> (Program, MemorySource) {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut numbers = |count: usize, scale: f32| -> Vec<f32> {
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0) * scale
+        };
+        (0..count).map(next).collect()
+    };
+    let mut source = MemorySource::default();
+    let rows = (HEADS.query + 2 * HEADS.key_value) * HEADS.dim;
+    for (name, rows, columns) in [
+        ("table", VOCABULARY, HIDDEN),
+        ("qkv", rows, HIDDEN),
+        ("out", HIDDEN, HEADS.query * HEADS.dim),
+        ("head", VOCABULARY, HIDDEN),
+    ] {
+        source.add(name, &[rows, columns], Format::F32, &numbers(rows * columns, 0.4));
+    }
+    source.add("norm", &[HIDDEN], Format::F32, &[1.0; HIDDEN]);
+    let mut builder = ProgramBuilder::new("generation", 256);
+    let frequencies = (0..HEADS.dim / 2).map(|pair| 1.0 / (pair + 1) as f64).collect();
+    let set = RopeSet { inverse_frequencies: frequencies, attention_factor: 1.0 };
+    builder.rope(RopeSpec { rotary_dim: HEADS.dim, sets: vec![set], long_beyond: None });
+    builder.cache(CacheSpec { layers: 1, heads: HEADS });
+    let stream = builder.embedding("table", VOCABULARY, HIDDEN);
+    let normed = builder.rms_norm("norm", "norm", stream, 1e-6);
+    let args = QkvArgs {
+        weights: vec![WeightPart::whole("qkv", rows)],
+        biases: None,
+        head_norms: None,
+        heads: HEADS,
+        layer: 0,
+    };
+    let query = builder.qkv("qkv", normed, args);
+    let args = AttentionArgs { heads: HEADS, scale: 0.125, mask: Mask::Causal, layer: 0 };
+    let attended = builder.attention("attention", query, args);
+    builder.project_into("out", "out", attended, stream);
+    let last = builder.rms_norm("last", "norm", stream, 1e-6);
+    builder.logits("head", last, VOCABULARY);
+    (builder.finish(), source)
+}
+
+/// Tokens and log-probabilities of sequences that come, end and are cancelled.
+fn generate(
+    backend: &dyn Backend,
+    policy: PrecisionPolicy,
+    sampling: SamplingParams,
+) -> BTreeMap<SequenceId, Vec<(u32, u32)>> {
+    let (program, source) = model();
+    let plan = Plan::resolve(program, policy, backend).expect("supported");
+    let options =
+        EngineOptions { context: Some(128), sequences: 12, page_size: 16, ..EngineOptions::default() };
+    let mut engine = Engine::prepare(plan, &source, backend, &options, &NoProgress).expect("ready");
+    let request = |index: usize, max_tokens: usize| Request {
+        prompt: (0..1 + index * 7 % 30).map(|token| (token * 37 + index * 101) as u32).collect(),
+        max_tokens,
+        sampling,
+        fallback_seed: index as u64,
+        // A few of all tokens end a sequence before its time.
+        end_of_text_ids: (0..VOCABULARY as u32).step_by(29).collect(),
+        end_of_text: EndOfText::Stop,
+    };
+    let mut all: BTreeMap<SequenceId, Vec<(u32, u32)>> = BTreeMap::new();
+    let mut step = |engine: &mut Engine| {
+        for event in engine.step().expect("a step") {
+            all.entry(event.sequence).or_default().push((event.token, event.logprob.to_bits()));
+        }
+    };
+    let long = engine.add(request(0, 60)).expect("room");
+    for index in 1..14 {
+        (0..3).for_each(|_| step(&mut engine));
+        if index % 5 == 0 {
+            engine.cancel(long).expect("pages");
+        }
+        // As many as run with a step ahead, and more.
+        if let Ok(first) = engine.add(request(index, 8 + index)) {
+            assert_ne!(first, long);
+        }
+    }
+    while !engine.is_idle() {
+        step(&mut engine);
+    }
+    all
+}
+
+#[test]
+fn tokens_are_those_chosen_on_the_host() {
+    let Some(backend) = or_skip(backend()) else { return };
+    let base = SamplingParams::default();
+    let penalties = SamplingParams { repetition_penalty: 1.2, frequency_penalty: 0.5, ..base };
+    let ways = [
+        SamplingParams::greedy(),
+        SamplingParams { temperature: 0.0, ..penalties },
+        base,
+        SamplingParams { temperature: 0.7, min_p: 0.02, ..base },
+        SamplingParams { temperature: 0.7, top_k: 20, top_p: 0.8, ..penalties },
+        SamplingParams { temperature: 0.5, top_p: 0.9, ..base },
+        // Flat enough for top-p to keep more tokens than are ranked, now and then.
+        SamplingParams { temperature: 1.5, top_p: 0.6, ..base },
+        SamplingParams { temperature: 30.0, top_p: 0.95, ..penalties },
+    ];
+    for preset in [Preset::F32, Preset::Bf16] {
+        for sampling in ways {
+            let on_host = generate(&HostBackend(backend), preset.into(), sampling);
+            let on_device = generate(backend, preset.into(), sampling);
+            assert!(on_host.len() > 10 && on_host.values().map(Vec::len).sum::<usize>() > 60);
+            assert_eq!(on_device, on_host, "{preset:?} {sampling:?}");
+        }
+    }
+}
