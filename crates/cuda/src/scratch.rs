@@ -3,7 +3,7 @@
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::Order;
 use mantissa_ops::batch::Limits;
-use mantissa_ops::{Op, Plan, WeightId, op};
+use mantissa_ops::{Op, Plan, WeightId};
 
 use crate::batch::AttentionKind;
 use crate::device::{Device, DeviceBuffer};
@@ -80,15 +80,14 @@ impl ScratchSizes {
             let stride = row_stride(plan.program.weight(weight).rows, Format::F32);
             stride.saturating_mul(size_of::<f32>()).saturating_mul(limits.rows)
         };
-        match op {
-            // Sums that a kernel finishes.
-            Op::SwiGlu(op::SwiGlu { weight, .. })
-            | Op::Ffn(op::Ffn { gate_up: weight, .. })
-            | Op::Matmul(op::Matmul { weight, bias: Some(_), .. }) => {
-                self.floats = self.floats.max(sums(*weight));
-            }
-            _ => {}
-        }
+        // Sums that a kernel finishes, or the copy of a residual, which is smaller than they would be.
+        let floats = match op {
+            Op::SwiGlu(op) => sums(op.weight),
+            Op::Matmul(op) => sums(op.weight),
+            Op::Ffn(op) => sums(op.gate_up).max(sums(op.down)),
+            _ => 0,
+        };
+        self.floats = self.floats.max(floats);
     }
 
     pub fn total(&self) -> u64 {

@@ -216,6 +216,25 @@ impl Stream {
             .map_err(|error| driver_error("copying on the device", error))
     }
 
+    /// Copies bytes at an address to the start of a buffer.
+    ///
+    /// # Safety
+    /// That many bytes of device memory lie at the address, until the stream is synchronized.
+    ///
+    /// # Errors
+    /// Where they do not fit, or the device is lost.
+    pub(crate) unsafe fn copy_from(
+        &self,
+        from: u64,
+        to: &DeviceBuffer,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let target = place(to, &(0..bytes))?;
+        // SAFETY: the range lies in the buffer; the caller answers for where the bytes come from.
+        unsafe { result::memcpy_dtod_async(target, from, bytes, self.stream) }
+            .map_err(|error| driver_error("copying on the device", error))
+    }
+
     /// Notes the moment at which everything asked for so far is done.
     ///
     /// # Errors
