@@ -60,6 +60,10 @@ impl Number for Single {
         Single(self.0.exp())
     }
 
+    fn exp2(self) -> Self {
+        Single(self.0.exp2())
+    }
+
     fn silu(self) -> Self {
         Single(self.0 / (1.0 + (-self.0).exp()))
     }
@@ -82,6 +86,12 @@ impl Number for Single {
 
     fn round(self, format: Format) -> Self {
         Single(stored(self.0, format))
+    }
+
+    fn split(self, format: Format, unit: f64) -> Self {
+        let unit = unit as f32;
+        let high = stored(self.0 / unit, format);
+        Single((high + stored(self.0 / unit - high, format)) * unit)
     }
 
     fn through_cache(vector: &mut [Self], cache: CacheFormat) {
