@@ -64,7 +64,7 @@ impl Tile {
     /// The boxes in which a warpgroup stores its outputs, and how many it stores at a time.
     const fn boxes(self, product: Product) -> (BoxWidth, usize) {
         let bytes = self.features(product) * out_bytes(product);
-        let width = if bytes % 128 == 0 { BoxWidth::Bytes128 } else { BoxWidth::Bytes64 };
+        let width = if bytes.is_multiple_of(128) { BoxWidth::Bytes128 } else { BoxWidth::Bytes64 };
         let boxes = bytes / width.bytes();
         // Sums in f32 go in two halves.
         (width, if out_bytes(product) == 4 { boxes.div_ceil(2) } else { boxes })
