@@ -28,6 +28,7 @@ pub enum SourceFile {
     ProductFmaGemm,
     ProductFmaSmall,
     ProductMmaGemm,
+    ProductMmaQkv,
     ProductMmaSmall,
     ProductWgmma,
     Qkv,
@@ -41,7 +42,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 23] = [
+    pub const ALL: [SourceFile; 24] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -56,6 +57,7 @@ impl SourceFile {
         SourceFile::ProductFmaGemm,
         SourceFile::ProductFmaSmall,
         SourceFile::ProductMmaGemm,
+        SourceFile::ProductMmaQkv,
         SourceFile::ProductMmaSmall,
         SourceFile::ProductWgmma,
         SourceFile::Qkv,
@@ -84,6 +86,7 @@ impl SourceFile {
             SourceFile::ProductFmaGemm => "product_fma_gemm",
             SourceFile::ProductFmaSmall => "product_fma_small",
             SourceFile::ProductMmaGemm => "product_mma_gemm",
+            SourceFile::ProductMmaQkv => "product_mma_qkv",
             SourceFile::ProductMmaSmall => "product_mma_small",
             SourceFile::ProductWgmma => "product_wgmma",
             SourceFile::Qkv => "qkv",
@@ -146,6 +149,13 @@ impl SourceFile {
                 include_str!("../kernels/product.cuh"),
                 include_str!("../kernels/product_mma.cuh"),
                 include_str!("../kernels/product_mma_gemm.cu")
+            ),
+            SourceFile::ProductMmaQkv => concat!(
+                include_str!("../kernels/cache.cuh"),
+                include_str!("../kernels/product.cuh"),
+                include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_small_qkv.cuh"),
+                include_str!("../kernels/product_mma_small.cu")
             ),
             SourceFile::ProductMmaSmall => concat!(
                 include_str!("../kernels/product.cuh"),

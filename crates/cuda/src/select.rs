@@ -1,6 +1,7 @@
 //! Which kernels a plan needs, and which one serves a step for a class of shapes. Selects; computes nothing.
 
 mod product;
+mod projection;
 #[cfg(test)]
 mod tests;
 
@@ -159,8 +160,15 @@ pub(crate) fn required_kernels(
             Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
             _ => vec![],
         };
-        for spec in
-            products.chain(gather).chain(formats.other(&plan.program, &step.op, chooser)).chain(attention)
+        let fused = match &step.op {
+            Op::Qkv(op) => formats.fused_qkv_kernels(&plan.program, op, rows, chooser),
+            _ => vec![],
+        };
+        for spec in products
+            .chain(gather)
+            .chain(formats.other(&plan.program, &step.op, chooser))
+            .chain(attention)
+            .chain(fused)
         {
             if !all.contains(&spec) {
                 all.push(spec);
@@ -216,6 +224,11 @@ pub(crate) fn choose(
         (None, _) => "the only variant".to_owned(),
     };
     let text = |spec: KernelSpec| spec.to_string();
+    if let Op::Qkv(op) = op
+        && let Some((spec, _)) = formats.fused_qkv(program, op, rows, chooser)
+    {
+        return KernelChoice { kernel: text(spec), why };
+    }
     let gather = gathers(op, &products, rows, chooser).map(text);
     let products = products.iter().map(|product| product.name(rows, chooser));
     let names = gather.into_iter().chain(products).chain(formats.other(program, op, chooser).map(text));

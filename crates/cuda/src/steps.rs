@@ -244,11 +244,29 @@ impl Runner<'_> {
     }
 
     fn product(&self, weight: WeightId, input: Source, target: Target) -> Result<(), StepError> {
-        let matrix = self.weights.get(weight);
         let formats = Formats::of_plan(self.plan);
         let product = formats.product(&self.plan.program, weight, target.epilogue, target.bias);
+        let args = self.product_args(weight, product.features, &input, &target);
+        match product.server(input.rows, self.chooser) {
+            Server::Own(spec, launch) => self.launch(&spec, launch, &args),
+            Server::Wgmma(tile, spec, launch) => {
+                let args = self.gathered(product, &args)?;
+                self.launch(&spec, launch, &wgmma::args(product.kind, tile, &args)?)
+            }
+            Server::Library(finish) => self.library_product(product, &args, finish),
+        }
+    }
+
+    fn product_args(
+        &self,
+        weight: WeightId,
+        features: usize,
+        input: &Source,
+        target: &Target,
+    ) -> products::ProductArgs {
+        let matrix = self.weights.get(weight);
         let residual = target.residual.map(|residual| self.values.place(residual));
-        let args = products::ProductArgs {
+        products::ProductArgs {
             weights: matrix.address(),
             input: input.address,
             wanted: input.wanted,
@@ -259,18 +277,10 @@ impl Runner<'_> {
             input_stride: input.stride as u64,
             residual_stride: residual.map_or(0, |residual| u64::from(residual.stride)),
             out_stride: target.stride as u64,
-            features: product.features as u32,
-            columns: product.columns as u32,
+            features: features as u32,
+            columns: matrix.columns as u32,
             rows: input.rows as u32,
             alpha: target.alpha,
-        };
-        match product.server(input.rows, self.chooser) {
-            Server::Own(spec, launch) => self.launch(&spec, launch, &args),
-            Server::Wgmma(tile, spec, launch) => {
-                let args = self.gathered(product, &args)?;
-                self.launch(&spec, launch, &wgmma::args(product.kind, tile, &args)?)
-            }
-            Server::Library(finish) => self.library_product(product, &args, finish),
         }
     }
 
@@ -305,6 +315,11 @@ impl Runner<'_> {
 
     fn qkv(&self, op: &op::Qkv) -> Result<(), StepError> {
         let kv = self.cache.ok_or(StepError::Missing("KV cache"))?;
+        let formats = Formats::of_plan(self.plan);
+        let fused = formats.fused_qkv(&self.plan.program, op, self.rows.tokens, self.chooser);
+        if let Some((spec, launch)) = fused {
+            return self.fused_qkv(op, kv, &spec, launch);
+        }
         let products = self.scratch.floats.address();
         let stride = row_stride(self.weights.get(op.weight).rows, Format::F32);
         let query = self.values.place(op.query);
@@ -333,6 +348,33 @@ impl Runner<'_> {
         };
         let spec = qkv::spec(self.activations(), kv.format);
         self.launch(&spec, qkv::launch_shape(op.heads, self.rows.tokens), &args)
+    }
+
+    /// The projection and what follows it, by one kernel.
+    fn fused_qkv(
+        &self,
+        op: &op::Qkv,
+        kv: &KvCache,
+        spec: &KernelSpec,
+        launch: Launch,
+    ) -> Result<(), StepError> {
+        let tables = self.tables.ok_or(StepError::Missing("rotary embedding"))?;
+        let target = Target { bias: op.bias, ..self.store(op.query, Epilogue::SwiGlu) };
+        let input = self.all_rows(op.input);
+        let matrix = self.weights.get(op.weight);
+        let features = qkv::fused_shape(op.heads, input.rows, matrix.columns).features;
+        let args = qkv::FusedArgs {
+            product: self.product_args(op.weight, features, &input, &target),
+            batch: self.uploaded.view(),
+            cache: kv.layer(op.layer),
+            cos: tables.cos(),
+            sin: tables.sin(),
+            query_heads: op.heads.query as u32,
+            key_heads: op.heads.key_value as u32,
+            context: tables.context,
+            unused: 0,
+        };
+        self.launch(spec, launch, &args)
     }
 
     fn attention(&self, op: &op::Attention) -> Result<(), StepError> {

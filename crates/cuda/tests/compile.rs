@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mantissa_cuda::compile::{Arch, Compiler, Nvrtc};
 use mantissa_cuda::families::norm::Addition;
-use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
+use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape, Variant};
 use mantissa_cuda::families::{
-    attention, ceilings, elementwise, embedding, norm, products, qkv, rope, sampling, sdpa, softmax,
+    attention, ceilings, elementwise, embedding, library, norm, products, qkv, rope, sampling, sdpa, softmax,
 };
 use mantissa_cuda::kernel::{Alias, KernelSpec, SourceFile};
 use mantissa_numerics::Format;
@@ -66,6 +66,47 @@ fn product_kernels(weights: Format, activations: Format, epilogue: Epilogue) -> 
             all.extend(variants.into_iter().map(|variant| products::spec(product, variant, columns)));
         }
     }
+    if library::multiplies(weights, activations) {
+        all.extend([library::finish_spec(product), library::gather_spec()]);
+    }
+    all
+}
+
+/// Every variant that widths choose, and the largest of the smaller groups that are only used where they are preferred.
+fn softmax_kernels(activations: Format) -> Vec<KernelSpec> {
+    let kernel = |width, group| {
+        let preferences = softmax::Preferences { group, ..softmax::Preferences::default() };
+        softmax::spec(activations, softmax::choose(activations, width, preferences))
+    };
+    let preferred =
+        [(2_048, softmax::GroupPreference::Threads32), (4_096, softmax::GroupPreference::Threads64)];
+    let chosen = SOFTMAX_WIDTHS.map(|width| (width, softmax::GroupPreference::Auto));
+    chosen.into_iter().chain(preferred).map(|(width, group)| kernel(width, group)).collect()
+}
+
+/// Projections that finish their outputs themselves, where they may: heads rotate as a whole.
+fn fused_qkv_kernels(
+    weights: Format,
+    activations: Format,
+    cache: CacheFormat,
+    heads: &[Heads],
+) -> Vec<KernelSpec> {
+    let product = qkv::fused_product(weights, activations);
+    let mut all = Vec::new();
+    for heads in heads.iter().filter(|_| cache.scales.is_none()) {
+        for (device, columns) in
+            DEVICES.into_iter().flat_map(|device| [896, 2_048].map(|columns| (device, columns)))
+        {
+            let shape = qkv::fused_shape(*heads, 32, columns);
+            let variants = products::variants(product, shape, device, Preferences::default());
+            all.extend(variants.into_iter().filter_map(|variant| match variant {
+                Variant::SmallMatrix(small) => {
+                    Some(qkv::fused_spec(product, small, columns, heads.dim, cache))
+                }
+                _ => None,
+            }));
+        }
+    }
     all
 }
 
@@ -92,9 +133,7 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
             [Addition::None, Addition::Residual].map(|addition| norm::spec(activations, addition)).to_vec()
         }
         Family::Rope => vec![rope::spec(activations)],
-        Family::Softmax => SOFTMAX_WIDTHS
-            .map(|width| softmax::spec(activations, softmax::choose(activations, width, Default::default())))
-            .to_vec(),
+        Family::Softmax => softmax_kernels(activations),
         Family::Sdpa => vec![sdpa::spec(activations)],
         Family::Residual => vec![elementwise::spec(activations)],
         Family::Matmul => product(Epilogue::Store),
@@ -103,7 +142,10 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
             [product(Epilogue::Plain), sampling::Kernel::ALL.map(sampling::Kernel::spec).to_vec()].concat()
         }
         Family::Ffn => [product(Epilogue::SwiGlu), product(Epilogue::Store)].concat(),
-        Family::Qkv => [vec![qkv::spec(activations, cache)], product(Epilogue::Plain)].concat(),
+        Family::Qkv => {
+            let apart = [vec![qkv::spec(activations, cache)], product(Epilogue::Plain)].concat();
+            [apart, fused_qkv_kernels(weights, activations, cache, heads)].concat()
+        }
         Family::Attention => attention_kernels(activations, cache, heads),
     }
 }
@@ -146,9 +188,11 @@ fn is_hot(spec: &KernelSpec) -> bool {
             | SourceFile::ProductFmaGemm
             | SourceFile::ProductFmaSmall
             | SourceFile::ProductMmaGemm
+            | SourceFile::ProductMmaQkv
             | SourceFile::ProductMmaSmall
             | SourceFile::ProductWgmma
             | SourceFile::Norm
+            | SourceFile::SoftmaxVec
             | SourceFile::Sampling
     );
     family && !spec.aliases.contains(&ragged)

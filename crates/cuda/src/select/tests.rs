@@ -13,6 +13,7 @@ use super::*;
 use crate::compile::Arch;
 use crate::contracts::contracts;
 use crate::families::products::{MatmulBackend, Preferences, VariantPreference};
+use crate::kernel::SourceFile;
 
 const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
 const MOST_ROWS: usize = 8192;
@@ -209,6 +210,42 @@ fn a_plan_shows_whose_products_were_chosen_and_why() {
     // Of a prompt only the last row's logits are wanted.
     assert!(show(library, "logits", prefill).1.starts_with("1 rows, at most 32"));
     assert!(show(Preferences::default(), "logits", decode).1.starts_with("1 rows, at most 32"));
+}
+
+#[test]
+fn the_projection_is_finished_by_its_own_kernel_where_no_number_needs_its_whole_head() {
+    let chooser = chooser(&devices()[1], Preferences::default());
+    let plain =
+        Formats { weights: Format::Bf16, activations: Format::Bf16, cache: CacheFormat::plain(Format::Bf16) };
+    let program = program();
+    let find = |program: &Program| {
+        let ops = program.steps.iter().map(|step| step.op.clone());
+        ops.into_iter().find_map(|op| if let Op::Qkv(op) = op { Some(op) } else { None }).unwrap()
+    };
+    let qwen2 = find(&program);
+    let fused = |formats: Formats, program: &Program, op: &op::Qkv, rows| {
+        formats.fused_qkv(program, op, rows, &chooser).map(|(spec, _)| spec)
+    };
+    let ready = plain.fused_qkv_kernels(&program, &qwen2, MOST_ROWS, &chooser);
+    for rows in 1..=32 {
+        let spec = fused(plain, &program, &qwen2, rows).unwrap();
+        assert!(spec.file == SourceFile::ProductMmaQkv && ready.contains(&spec), "{spec}");
+    }
+    assert_eq!(fused(plain, &program, &qwen2, 33), None);
+    // Norms of heads, scales of the cache, part of a head that rotates, and the FMA units.
+    let norms = op::HeadNorms { query: qwen2.weight, key: qwen2.weight, eps: 1e-6 };
+    let qwen3 = op::Qkv { head_norms: Some(norms), ..qwen2.clone() };
+    let scaled = CacheFormat { format: Format::F8E4M3, scales: Some(Format::F32) };
+    let mut partial = program.clone();
+    partial.rope.as_mut().unwrap().rotary_dim = 32;
+    let f32s = Formats { weights: Format::F32, activations: Format::F32, ..plain };
+    assert_eq!(fused(plain, &program, &qwen3, 1), None);
+    assert_eq!(fused(Formats { cache: scaled, ..plain }, &program, &qwen2, 1), None);
+    assert_eq!(fused(plain, &partial, &qwen2, 1), None);
+    assert_eq!(fused(f32s, &program, &qwen2, 1), None);
+    for (program, op) in [(&program, &qwen3), (&partial, &qwen2)] {
+        assert!(plain.fused_qkv_kernels(program, op, MOST_ROWS, &chooser).is_empty());
+    }
 }
 
 #[test]
