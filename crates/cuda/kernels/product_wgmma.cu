@@ -15,6 +15,7 @@ constexpr int STAGES_OF_SEGMENT = SEGMENT / DEPTH;
 constexpr int CONSUMERS = GROUPS * 128;
 // The warps that copy are part of a whole warpgroup, so that it can leave its registers to the others.
 constexpr int THREADS = CONSUMERS + 128;
+// For how many blocks threads leave registers when they start: not so few that one block's consumers could not take more.
 constexpr int BLOCKS = GROUPS == 1 ? 2 : 1;
 constexpr int COPIER_REGISTERS = 40, CONSUMER_REGISTERS = GROUPS == 1 ? 208 : 232;
 constexpr int GROUP_TOKENS = 64, TOKENS = GROUPS * GROUP_TOKENS;
