@@ -91,7 +91,10 @@ impl Backend for CudaBackend {
         BackendInfo {
             name: format!("cuda:{}", info.ordinal),
             device: info.name.clone(),
-            features: info.arch.to_string(),
+            features: match &self.machine.library {
+                Some(library) => format!("{}, cuBLASLt {}", info.arch, library.version()),
+                None => info.arch.to_string(),
+            },
             threads: None,
             prompt_rows: PROMPT_ROWS,
         }

@@ -205,10 +205,10 @@ impl CublasLt {
         Ok(CublasLt { functions, handle, path, prepared, device, _library: library })
     }
 
-    /// Its version, as its header's `CUBLAS_VERSION`.
-    pub fn version(&self) -> usize {
+    /// Its version: with the device and a shape, what its order of sums follows from.
+    pub fn version(&self) -> String {
         // SAFETY: the function takes nothing and changes nothing.
-        unsafe { (self.functions.version)() }
+        version_text(unsafe { (self.functions.version)() })
     }
 
     /// Chooses the algorithm of a shape, once.
@@ -435,6 +435,11 @@ impl Functions {
     }
 }
 
+/// `CUBLAS_VERSION` of the header in words.
+fn version_text(number: usize) -> String {
+    format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
+}
+
 fn type_of(format: Format) -> Result<c_int, CudaError> {
     data_type(format).ok_or_else(|| CudaError::CublasLt {
         during: "describing a matrix",
@@ -450,6 +455,12 @@ mod tests {
     fn a_missing_library_is_told_with_who_asked_for_it() {
         let error = CudaError::CublasLtMissing { looked_for: NAMES.join(", ") }.to_string();
         assert!(error.contains(NAMES[0]) && error.contains("MANTISSA_MATMUL_BACKEND"), "{error}");
+    }
+
+    #[test]
+    fn versions_are_read_from_their_number() {
+        assert_eq!(version_text(130_100), "13.1.0");
+        assert_eq!(version_text(120_905), "12.9.5");
     }
 
     #[test]
