@@ -16,11 +16,12 @@ constexpr u32 STEPS = SEGMENT / STEP, STEP_BYTES = STEP * 2;
 // Bytes from row to row of a segment in shared memory: what four lanes read of each of four rows at once falls into
 // different banks.
 constexpr u32 SKEW = 32, PITCH = SEGMENT * 2 + SKEW;
-// Rows of a burst of copies.
-constexpr int BURST = 2;
+// Rows of a burst of copies: as measured in whole tokens, where few activations come soon.
+constexpr int BURST = TOKENS == 1 ? 1 : 2;
 // A stride at which the rows of a fragment's four columns fall into different banks.
 constexpr int STRIDE = ROWS + 4;
 
+static_assert(ROWS % BURST == 0, "bursts make whole tiles");
 static_assert(SEGMENT == 32 * CHUNK, "a lane copies one chunk of each row");
 static_assert(!HALF || PARTS == 1, "the parts of an output are eight rows apart");
 
