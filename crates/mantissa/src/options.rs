@@ -106,11 +106,12 @@ impl Options {
         let cuda = |ordinal| CudaBackend::new(ordinal, &self.cuda);
         match self.device {
             Device::Cuda(ordinal) => return Ok(Box::new(cuda(ordinal)?)),
-            Device::Auto => {
-                if let Ok(gpu) = cuda(0) {
-                    return Ok(Box::new(gpu));
-                }
-            }
+            Device::Auto => match cuda(0) {
+                Ok(gpu) => return Ok(Box::new(gpu)),
+                // A library that was asked for by name is not done without.
+                Err(error @ CudaError::CublasLtMissing { .. }) => return Err(error.into()),
+                Err(_) => {}
+            },
             Device::Cpu => {}
         }
         Ok(Box::new(CpuBackend::new(CpuOptions { threads: self.threads, isa: self.cpu_isa })?))
@@ -120,7 +121,10 @@ impl Options {
     pub fn chosen_device(&self) -> Chosen {
         match self.device {
             Device::Auto => match CudaBackend::new(0, &self.cuda) {
-                Ok(_) => Chosen { device: Device::Cuda(0), no_gpu: None },
+                // Whoever opens the device is told what is missing.
+                Ok(_) | Err(CudaError::CublasLtMissing { .. }) => {
+                    Chosen { device: Device::Cuda(0), no_gpu: None }
+                }
                 Err(error) => Chosen { device: Device::Cpu, no_gpu: Some(error) },
             },
             device => Chosen { device, no_gpu: None },
