@@ -215,42 +215,91 @@ __device__ __forceinline__ double wished_sum(const Args& args, u32 row) {
     return sum;
 }
 
-// Which of `count` ranked tokens a draw ends in; `count` where top-p keeps more. Work of one thread, as the additions are in
-// a fixed order.
-__device__ __forceinline__ u32 draw_ranked(const Args& args, u32 row, const float* weights, u32 count) {
+// Adds weights up until they reach `mass`, and returns how many it takes, or all. As sums do not decrease, STRIDE weights are
+// added at a time, and one by one only where the mass is reached. Zeros follow the weights up to a whole stride.
+__device__ __forceinline__ u32 add_until(const float* weights, u32 count, double mass, double& sum) {
+    for (u32 first = 0; first < count; first += STRIDE) {
+        double next = sum;
+#pragma unroll
+        for (u32 i = 0; i < STRIDE; ++i) next = next + double(weights[first + i]);
+        if (next >= mass) {
+            u32 i = first;
+            do sum = sum + double(weights[i++]);
+            while (sum < mass);
+            return i;
+        }
+        sum = next;
+    }
+    return count;
+}
+
+// Which of `count` ranked tokens a draw ends in; `count` where top-p keeps more. Those from `unlikely` on are below min-p.
+// Work of one thread, as the additions are in a fixed order. Zeros follow the weights up to a whole stride.
+__device__ __forceinline__ u32 draw_ranked(const Args& args, u32 row, float* weights, u32 count, u32 unlikely) {
     const Request& request = args.requests[row];
     double mass = double(infinity());
     if (request.top_p < 1.0f) {
         double all = 0.0;
         if (request.sums == 0) {
-#pragma unroll 8
-            for (u32 i = 0; i < count; ++i) all = all + double(weights[i]);
+            add_until(weights, count, mass, all);
         } else {
             all = wished_sum(args, row);
         }
         mass = double(request.top_p) * all;
     }
-    u32 kept = 0;
     double sum = 0.0;
-    do sum = sum + double(weights[kept++]);
-    while (kept < count && sum < mass);
+    u32 kept = add_until(weights, count, mass, sum);
     // Where nothing more could follow, rounding has left the sum of all short of its own mass.
     if (sum < mass && request.sums != 0 && request.count < args.vocabulary) return count;
-    u32 likely = 0;
-    sum = 0.0;
-    while (likely < kept && weights[likely] >= request.min_p) sum = sum + double(weights[likely++]);
+    u32 likely = minimum(kept, unlikely);
+    for (u32 i = likely; i < round_up(likely, STRIDE); ++i) weights[i] = 0.0f;
+    if (likely < kept) {
+        sum = 0.0;
+        add_until(weights, likely, double(infinity()), sum);
+    }
     double target = request.uniform * sum;
-    return walk<1>(weights, likely, target);
+    return walk(weights, likely, target);
+}
+
+// Puts the keys of a row's groups that are below `bound` into `candidates`, as many as there is room for; `passed` counts all.
+__device__ __forceinline__ void gather(
+    const Args& args, u32 row, key bound, const u16* below, u32 groups, key* candidates, u32* passed) {
+    constexpr u32 AHEAD = 4;
+    const float* logits = args.logits + u64(row) * args.stride;
+    u32 pieces = groups * PIECES;
+    for (u32 first = threadIdx.x; first < pieces; first += AHEAD * RANK_THREADS) {
+        Few<f32, EACH> few[AHEAD];
+        u32 at[AHEAD];
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; ++i) {
+            u32 piece = first + i * RANK_THREADS;
+            u32 group = below[minimum(piece, pieces - 1) / PIECES];
+            at[i] = group / SPAN_THREADS * SPAN + piece % PIECES * SWEEP + group % SPAN_THREADS * EACH;
+            if (piece >= pieces) at[i] = args.vocabulary;
+            if (at[i] < args.vocabulary) few[i] = load_few<f32, EACH>(logits + at[i]);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; ++i) {
+            float x[EACH];
+            decode(few[i], x);
+#pragma unroll
+            for (u32 j = 0; j < EACH; ++j) {
+                key k = rank_key(x[j], at[i] + j);
+                if (at[i] + j >= args.vocabulary || k >= bound) continue;
+                u32 slot = atomicAdd(passed, 1);
+                if (slot < ROOM) candidates[slot] = k;
+            }
+        }
+    }
 }
 
 // A draw from the best tokens. A bound that as many groups' best keys stay below as tokens are wanted, or some more, lies
 // above the wanted tokens; only those groups have logits below it. One block a row.
 extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args args) {
-    constexpr u32 AHEAD = 4;
     __shared__ key candidates[ROOM];
     // Groups, and then weights.
     __shared__ __align__(16) u16 below[ROOM];
-    __shared__ u32 counts[2 * RANK_WARPS], groups_below, passed;
+    __shared__ u32 counts[2 * RANK_WARPS], groups_below, passed, unlikely;
     launch_dependents();
     wait_for_inputs();
     u32 row = blockIdx.x, wanted = args.requests[row].count, groups = args.spans * SPAN_THREADS;
@@ -273,32 +322,7 @@ extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args ar
         if (slot < ROOM) below[slot] = u16(threadIdx.x + i * RANK_THREADS);
     }
     __syncthreads();
-    const float* logits = args.logits + u64(row) * args.stride;
-    u32 pieces = minimum(groups_below, ROOM) * PIECES;
-    for (u32 first = threadIdx.x; first < pieces; first += AHEAD * RANK_THREADS) {
-        Few<f32, EACH> few[AHEAD];
-        u32 at[AHEAD];
-#pragma unroll
-        for (u32 i = 0; i < AHEAD; ++i) {
-            u32 piece = first + i * RANK_THREADS;
-            u32 group = below[minimum(piece, pieces - 1) / PIECES];
-            at[i] = group / SPAN_THREADS * SPAN + piece % PIECES * SWEEP + group % SPAN_THREADS * EACH;
-            if (piece >= pieces) at[i] = args.vocabulary;
-            if (at[i] < args.vocabulary) few[i] = load_few<f32, EACH>(logits + at[i]);
-        }
-#pragma unroll
-        for (u32 i = 0; i < AHEAD; ++i) {
-            float x[EACH];
-            decode(few[i], x);
-#pragma unroll
-            for (u32 j = 0; j < EACH; ++j) {
-                key k = rank_key(x[j], at[i] + j);
-                if (at[i] + j >= args.vocabulary || k >= bound) continue;
-                u32 slot = atomicAdd(&passed, 1);
-                if (slot < ROOM) candidates[slot] = k;
-            }
-        }
-    }
+    gather(args, row, bound, below, minimum(groups_below, ROOM), candidates, &passed);
     __syncthreads();
     u32 kept = minimum(passed, ROOM), size = 2;
     while (size < kept) size *= 2;
@@ -309,10 +333,15 @@ extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args ar
     const Request& request = args.requests[row];
     Softmax softmax = {logit_of(candidates[0]), request.inverse_temperature, 0.0f};
     float* weights = reinterpret_cast<float*>(below);
-    for (u32 i = threadIdx.x; i < ranked; i += RANK_THREADS) weights[i] = softmax.weight(logit_of(candidates[i]));
+    if (threadIdx.x == 0) unlikely = ranked;
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < round_up(ranked, STRIDE); i += RANK_THREADS) {
+        weights[i] = i < ranked ? softmax.weight(logit_of(candidates[i])) : 0.0f;
+        if (i < ranked && weights[i] < request.min_p) atomicMin(&unlikely, i);
+    }
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32 index = draw_ranked(args, row, weights, ranked);
+        u32 index = draw_ranked(args, row, weights, ranked, unlikely);
         bool found = index < ranked && maximum(passed, groups_below) <= ROOM;
         key chosen = found ? candidates[index] : NOTHING;
         args.found[row].chosen = chosen;
@@ -320,8 +349,8 @@ extern "C" __global__ __launch_bounds__(RANK_THREADS, 1) void rank(const Args ar
     }
 }
 
-// The token in which a draw from the wished sums ends. One block a row, a thread for each logit of a chunk; the walk is one thread's, as its additions are
-// in a fixed order.
+// The token in which a draw from the wished sums ends. One block a row, a thread for each logit of a chunk; the walk is
+// one thread's, as its additions are in a fixed order.
 extern "C" __global__ __launch_bounds__(CHUNK, 1) void draw(const Args args) {
     __shared__ double chunk_sums[MOST_CHUNKS];
     __shared__ float weights[CHUNK];
@@ -343,7 +372,7 @@ extern "C" __global__ __launch_bounds__(CHUNK, 1) void draw(const Args args) {
 #pragma unroll 16
         for (u32 i = 0; i < args.chunks; ++i) total = total + chunk_sums[i];
         target = request.uniform * total;
-        chunk = walk<16>(chunk_sums, round_up(args.chunks, 16), target);
+        chunk = walk(chunk_sums, args.chunks, target);
     }
     __syncthreads();
     const float* logits = args.logits + u64(row) * args.stride;
@@ -351,7 +380,7 @@ extern "C" __global__ __launch_bounds__(CHUNK, 1) void draw(const Args args) {
     weights[threadIdx.x] = at < args.vocabulary ? softmax.weight(logits[at]) : 0.0f;
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32 token = chunk * CHUNK + walk<16>(weights, CHUNK, target);
+        u32 token = chunk * CHUNK + walk(weights, CHUNK, target);
         args.found[row].chosen = rank_key(logits[token], token);
         tell_next(args, row, token);
     }

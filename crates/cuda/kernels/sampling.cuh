@@ -157,10 +157,13 @@ struct Softmax {
     }
 };
 
+// Weights that are added in one go where it does not matter which of them is last.
+constexpr u32 STRIDE = 16;
+
 // Index of the weight into which `target` falls when the weights lie end to end; what is left of `target`. A difference
 // is negative exactly where the target is less than the weight, and stays so: the chain of differences is followed
-// STRIDE at a time, and looked at when it has become negative.
-template <int STRIDE, class T>
+// STRIDE at a time, and looked at when it has become negative. Zeros follow the weights up to a whole stride.
+template <class T>
 __device__ __forceinline__ u32 walk(const T* weights, u32 count, double& target) {
     for (u32 first = 0; first < count; first += STRIDE) {
         double rest = target;
