@@ -226,18 +226,22 @@ __device__ __forceinline__ void compute_span(
 __device__ __forceinline__ void close_section(
     const AttentionArgs& args, Shared& shared, const Work& work, u32 section, Rows& rows, Columns (&out)[PANELS]
 ) {
+    Softmax before[2] = {shared.before_softmax[lane_row(0)], shared.before_softmax[lane_row(1)]};
+    // The four lanes of a row have read what all of them write.
+    __syncwarp();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         constexpr u32 POSITIONS = SECTION * SPAN;
         Visible visible = seen_by(args, work, rows.token[half]);
         bool taken = visible.first < (section + 1) * POSITIONS && visible.end > section * POSITIONS;
         if (taken) {
-            Factors by = join(shared.before_softmax[half][threadIdx.x], rows.section[half]);
+            Factors by = join(before[half], rows.section[half]);
+            shared.before_softmax[lane_row(half)] = before[half];
 #pragma unroll
             for (int i = 0; i < PANELS * COLUMNS * 2; ++i) {
                 int panel = i / (2 * COLUMNS), column = i / 2 % COLUMNS, which = 2 * half + i % 2;
-                float& before = shared.before[panel][column][which][threadIdx.x];
-                before = merge_output(before, out[panel].part[column][which], by);
+                float& to = shared.before[panel][column][which][threadIdx.x];
+                to = merge_output(to, out[panel].part[column][which], by);
             }
         }
         rows.section[half] = nothing_seen();
@@ -254,7 +258,7 @@ __device__ __forceinline__ void store_rows(
         if (!exists(args, work, half)) continue;
         A* to = args.out + u64(work.first_row + rows.token[half]) * args.out_stride;
         to += head_offset(args, work, rows, half) + threadIdx.x % 4 * 2;
-        float sum = shared.before_softmax[half][threadIdx.x].sum;
+        float sum = shared.before_softmax[lane_row(half)].sum;
 #pragma unroll
         for (int i = 0; i < DIM / 8; ++i) {
             const auto& part = shared.before[i / COLUMNS][i % COLUMNS];
@@ -276,7 +280,7 @@ __device__ __forceinline__ void start_tile(const AttentionArgs& args, Shared& sh
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         rows.token[half] = exists(args, work, half) ? lane_row(half) / args.group : 0;
-        rows.section[half] = shared.before_softmax[half][threadIdx.x] = nothing_seen();
+        rows.section[half] = shared.before_softmax[lane_row(half)] = nothing_seen();
     }
 #pragma unroll
     for (int i = 0; i < PANELS * 4 * COLUMNS; ++i) {

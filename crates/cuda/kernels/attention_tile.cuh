@@ -7,8 +7,8 @@
 // Queries, keys and values lie in panels of 64 values, 128 bytes a vector, whose 16-byte chunks change places by the
 // vector's low three bits, so that neither copies nor matrix loads meet in a bank. To wgmma this is its widest swizzle.
 //
-// Aliases: those of attention_mma.cuh; ROWS of a tile; STAGES, 2 where there is shared memory for the span after the one
-// that is computed, else 1; SHARED, its bytes.
+// Aliases: those of attention_mma.cuh; ROWS of a tile; STAGES, 2 where there is shared memory for the span after the
+// one that is computed, else 1; SHARED, its bytes.
 
 // Hopper's four warps of a warpgroup multiply together, and take the right operand from shared memory.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -35,8 +35,8 @@ constexpr int PACK_VALUES = Pack<C>::VALUES;
 constexpr int PACKS = CONVERTED ? (DIM + PACK_VALUES - 1) / PACK_VALUES : CHUNKS;
 constexpr int MY_PACKS = (int(SPAN) * PACKS + THREADS - 1) / THREADS;
 
-static_assert(SPAN == PANEL && THREADS >= int(SPAN) && (STAGES == 1 || STAGES == 2), "what the layout relies on");
-static_assert(ROWS % (WARPGROUPS ? 64 : 16) == 0, "whole warps, or warpgroups");
+static_assert(SPAN == PANEL && (STAGES == 1 || STAGES == 2), "what the layout relies on");
+static_assert(ROWS % 64 == 0, "whole warpgroups");
 
 // Sixteen rows of the left operand of a step, and of results 64 columns.
 struct Left {
@@ -57,9 +57,9 @@ struct Shared {
     uint4 query[PANELS * ROWS * PANEL_CHUNKS];
     uint4 keys[STAGES][STAGE_CHUNKS];
     uint4 values[STAGES][STAGE_CHUNKS];
-    // Of each thread: outputs of its rows up to the current section.
+    // What each thread's outputs, and each row's softmax, were before the current section.
     float before[PANELS][COLUMNS][4][THREADS];
-    Softmax before_softmax[2][THREADS];
+    Softmax before_softmax[ROWS];
     // Of this span and the next.
     u32 vector[2][SPAN];
     float key_scale[2][SPAN];
