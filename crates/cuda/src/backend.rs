@@ -22,8 +22,11 @@ use crate::kernels::KernelStore;
 use crate::select::{self, Chooser};
 use crate::session::CudaSession;
 
-/// Products of this many rows run at the rate of larger ones, and the values of a batch stay small beside the weights.
-const PROMPT_ROWS: usize = 2048;
+/// Rows of a batch at which products and attention run at their full rate, on a device of so much memory: where there is
+/// much, the values of a large batch do not count.
+fn prompt_rows(memory: u64) -> usize {
+    if memory >= 64 << 30 { 8192 } else { 2048 }
+}
 
 /// How to use a GPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,7 +99,7 @@ impl Backend for CudaBackend {
                 None => info.arch.to_string(),
             },
             threads: None,
-            prompt_rows: PROMPT_ROWS,
+            prompt_rows: prompt_rows(info.memory),
         }
     }
 
