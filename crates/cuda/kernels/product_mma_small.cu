@@ -16,8 +16,9 @@ constexpr u32 STEPS = SEGMENT / STEP, STEP_BYTES = STEP * 2;
 // Bytes from row to row of a segment in shared memory: what four lanes read of each of four rows at once falls into
 // different banks.
 constexpr u32 SKEW = 32, PITCH = SEGMENT * 2 + SKEW;
-// Rows of a burst of copies: as measured in whole tokens, where few activations come soon.
-constexpr int BURST = TOKENS == 1 ? 1 : 2;
+// Rows of a burst of copies: what was fastest in chains of all products of a model. The fewer the activations, the more
+// of the time goes to waiting for them.
+constexpr int BURST = TOKENS == 1 ? 1 : TOKENS <= 8 ? 2 : 4;
 // A stride at which the rows of a fragment's four columns fall into different banks.
 constexpr int STRIDE = ROWS + 4;
 
