@@ -13,7 +13,6 @@ use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 /// Query heads of one key head that the kernel for the CUDA cores can serve: they have registers each.
 const MAX_FMA_GROUP: usize = 16;
 
-
 /// Bytes of records at most, where one row does not need more.
 const RECORD_BUDGET: usize = 64 << 20;
 
