@@ -5,7 +5,8 @@
 // as soon as it has used them. At the end of a section the block merges its spans. Where blocks share the sections of a
 // row, they leave a record of each in memory, which attention_merge.cu merges.
 //
-// Keys and values of earlier steps are requested before the kernels in front have ended.
+// The batch is complete before the first kernel of a step starts, and so are the keys and values of earlier steps: these
+// are requested before the kernels in front have ended.
 //
 // Aliases: those of attention_span.cuh.
 
