@@ -18,7 +18,7 @@ pub struct Summary {
     prefill: Option<String>,
     decode: Option<Decode>,
     first_token: Option<String>,
-    peak: Option<u64>,
+    peak: Option<String>,
     policy: PrecisionPolicy,
 }
 
@@ -51,7 +51,7 @@ impl Summary {
             prefill: ran.then(|| format!("prefill {prompt_tokens} tokens at {rate:.1} tokens/s")),
             decode: (seconds > 0.0).then(|| Decode { tokens, seconds, bytes: moved(generator, completions) }),
             first_token: ran.then(|| format!("first token after {latency:.1} ms")),
-            peak: generator.device_memory().or_else(memory::peak),
+            peak: peak(generator),
             policy: generator.plan().policy,
         }
     }
@@ -66,10 +66,22 @@ impl Summary {
             parts.push(format!("decode {} tokens at {rate:.1} tokens/s{share}", decode.tokens));
         }
         parts.extend(self.first_token.clone());
-        parts.extend(self.peak.map(|bytes| format!("peak memory {}", indicatif::BinaryBytes(bytes))));
+        parts.extend(self.peak.clone());
         parts.push(format!("policy {}", self.policy));
         // Nothing depends on this line: where it cannot be written, the answer still stands.
         let _ = writeln!(output::stderr(), "{}", parts.join(", "));
+    }
+}
+
+/// The peak of the device's memory beside what was predicted, which is what the generator holds, or that of the process.
+fn peak(generator: &Generator) -> Option<String> {
+    let text = |bytes| indicatif::BinaryBytes(bytes).to_string();
+    match generator.device_memory() {
+        Some(peak) => {
+            let predicted = text(generator.memory().total());
+            Some(format!("peak memory of the device {} ({predicted} predicted)", text(peak)))
+        }
+        None => memory::peak().map(|bytes| format!("peak memory {}", text(bytes))),
     }
 }
 
