@@ -84,7 +84,7 @@ struct Tile {
     u32 tokens;
 };
 
-// What the three attention kernels are told.
+// What all attention kernels are told.
 struct AttentionArgs {
     BatchView batch;
     CacheLayer cache;

@@ -93,9 +93,9 @@ pub(super) fn group(heads: Heads) -> usize {
 /// Heads for which there is no kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no attention kernel for {} query heads, {} key heads of {} values: a head may have up to 256 values, a multiple of \
-     8, and a key head up to 64 query heads, or 16 where heads of that width do not fit the device's shared memory of \
-     {shared} bytes a block",
+    "no attention kernel for {} query heads, {} key heads of {} values: a head may have up to 256 values, a multiple of 8, \
+     that fit the device's shared memory of {shared} bytes a block, and, where the tensor cores do not multiply, a key head \
+     up to 64 query heads",
     heads.query, heads.key_value, heads.dim
 )]
 pub struct UnsupportedHeads {

@@ -29,7 +29,7 @@ pub enum Single {
     Matrix {
         /// Warps of a block, each of which has the vectors of a span in shared memory.
         warps: usize,
-        /// Blocks that the device works on at a time.
+        /// Blocks that have room in the shared memory of all multiprocessors at a time.
         blocks: usize,
     },
 }
