@@ -246,6 +246,8 @@ __device__ __forceinline__ void close_section(
         }
         rows.section[half] = nothing_seen();
     }
+    // All four have written it before any reads it again.
+    __syncwarp();
 #pragma unroll
     for (int panel = 0; panel < PANELS; ++panel) clear(out[panel]);
 }
