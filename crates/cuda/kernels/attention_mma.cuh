@@ -19,7 +19,8 @@
 //   as nothing seen too (join(), merge_output()). At the end outputs are divided by the sum.
 // - Within a step the order of the 16 does not matter to the bits, nor which operand is the 16-row one.
 //
-// Values at positions that a row does not see must not reach it even if they are not finite: 0 * NaN is NaN.
+// Values at positions that a row does not see must not reach it even if they are not finite: 0 * NaN is NaN. For the same
+// reason an infinite value that a row does see makes its output NaN wherever the low part of its weight is zero.
 //
 // Aliases: those of cache.cuh, with A one of the 16-bit formats and C the same or e4m3; DIM, the values of a head, a
 // multiple of 8.

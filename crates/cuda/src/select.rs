@@ -178,8 +178,8 @@ pub(crate) fn required_kernels(
     all
 }
 
-/// Whether all launches of a run can be recorded in a graph: a library's cannot be added to one as nodes, and capturing its
-/// stream, which would find them out, crashed the driver while other threads allocated memory.
+/// Whether all launches of a run can be recorded in a graph: a library's cannot be added to one as nodes. Capturing its
+/// stream, which would find them out, crashed the driver in a process with other threads; why is not known.
 pub(crate) fn records(plan: &Plan, rows: RunRows, chooser: &Chooser) -> bool {
     match chooser.preferences.backend {
         MatmulBackend::Auto | MatmulBackend::Own => return true,
