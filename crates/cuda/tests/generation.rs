@@ -226,3 +226,38 @@ fn tokens_are_those_chosen_on_the_host() {
         }
     }
 }
+
+/// Tokens and log-probabilities of the first of some sequences that are decoded together.
+fn first_of(backend: &dyn Backend, preset: Preset, sequences: usize) -> Vec<(u32, u32)> {
+    let (program, source) = model();
+    let plan = Plan::resolve(program, preset.into(), backend).expect("supported");
+    let options = EngineOptions { context: Some(128), sequences, page_size: 16, ..EngineOptions::default() };
+    let mut engine = Engine::prepare(plan, &source, backend, &options, &NoProgress).expect("ready");
+    let request = |index: usize| Request {
+        prompt: (0..20 + index * 7).map(|token| (token * 37 + index * 101) as u32).collect(),
+        max_tokens: 40,
+        sampling: SamplingParams { temperature: 0.8, ..SamplingParams::default() },
+        fallback_seed: index as u64,
+        end_of_text_ids: Vec::new(),
+        end_of_text: EndOfText::Ignore,
+    };
+    let ids: Vec<SequenceId> =
+        (0..sequences).map(|index| engine.add(request(index)).expect("room")).collect();
+    let mut first = Vec::new();
+    while !engine.is_idle() {
+        let events = engine.step().expect("a step");
+        let mine = events.iter().filter(|event| event.sequence == ids[0]);
+        first.extend(mine.map(|event| (event.token, event.logprob.to_bits())));
+    }
+    first
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_and_among_seven_others() {
+    let Some(backend) = or_skip(backend()) else { return };
+    for preset in [Preset::F32, Preset::F16, Preset::Bf16, Preset::MemoryEfficient] {
+        let alone = first_of(backend, preset, 1);
+        assert_eq!(alone.len(), 40);
+        assert_eq!(first_of(backend, preset, 8), alone, "{preset:?}");
+    }
+}
