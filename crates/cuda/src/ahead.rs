@@ -13,6 +13,7 @@ use crate::device::Event;
 use crate::families::sampling::Kernel;
 use crate::kernel::{KernelSpec, Launch};
 use crate::reducer::{Launches, Outcome};
+use crate::select::records;
 use crate::session::{CudaSession, Failure};
 use crate::steps::StepError;
 
@@ -51,7 +52,15 @@ impl CudaSession {
         let rows = self.output_rows(requests)?;
         next.check(&self.limits, &self.plan.batch_rules())?;
         let room = self.reducer.as_ref().is_some_and(|reducer| reducer.has_room(requests));
-        Ok(room && rows > 0 && next.rows() == rows)
+        // Only a graph starts when all launches before it have ended: kernels of single launches may start earlier, and
+        // attention of single rows looks up its pages before it waits, which the reduction writes with the batch.
+        let graph = next.sequences.len() == next.rows()
+            && records(
+                &self.plan,
+                RunRows { tokens: next.rows(), outputs: next.outputs.len() },
+                &self.chooser,
+            );
+        Ok(room && graph && rows > 0 && next.rows() == rows)
     }
 
     /// Reduces, with the next run launched behind the reduction.

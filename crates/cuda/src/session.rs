@@ -38,7 +38,7 @@ pub(crate) struct CudaSession {
     pub(crate) limits: Limits,
     report: LoadReport,
     pub(crate) kernels: Loaded,
-    chooser: Chooser,
+    pub(crate) chooser: Chooser,
     weights: Weights,
     pub(crate) values: Values,
     tables: Option<RopeTables>,
