@@ -59,6 +59,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_merge(const Atte
     u32 head = blockIdx.x, row = args.rows[blockIdx.y];
     Visible visible = visible_to(args.batch.positions[row], args.window);
     u32 records = (visible.end - 1) / RECORD - visible.first / RECORD + 1;
+    // Before any block ends: where all rows have one record, the kernel after this one would else not wait for the one
+    // before it.
+    wait_for_inputs();
     // The block of a single record has stored the result.
     if (records == 1) return;
 
@@ -67,7 +70,6 @@ extern "C" __global__ __launch_bounds__(THREADS) void attention_merge(const Atte
     float out[DIMS];
 #pragma unroll
     for (int j = 0; j < DIMS; ++j) out[j] = 0.0f;
-    wait_for_inputs();
 
     for (u32 start = 0; start < records; start += CHUNK) {
         u32 count = minimum(records - start, CHUNK);

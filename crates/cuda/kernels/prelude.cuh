@@ -446,8 +446,10 @@ __device__ __forceinline__ float silu(float x) {
 
 // Every kernel may be launched before the kernels in front of it in the stream have ended (programmatic dependent
 // launch). It calls launch_dependents() when it starts, and wait_for_inputs() before it first reads what an earlier
-// kernel wrote and before it first writes; until then it may read weights, which nothing writes. Where the device or
-// the launch knows no such thing, both hold from the start. The compiler moves plain loads behind the wait: what is to
+// kernel wrote and before it first writes; until then it may read weights, which nothing writes, and the batch, which is
+// there before a run starts. Some thread of every launch has to wait, whatever there is to do: a kernel that ended
+// without would release the next one before those in front of it have ended. Where the device or the launch knows no
+// such thing, both hold from the start. The compiler moves plain loads behind the wait: what is to
 // be on its way before takes volatile ones.
 
 // The next kernel may start.
