@@ -302,6 +302,17 @@ mod tests {
     }
 
     #[test]
+    fn every_kernel_lets_the_next_start_and_waits_for_those_before() {
+        for file in SourceFile::ALL {
+            let count = |text: &str| file.text().matches(text).count();
+            let kernels = count("__global__");
+            assert!(kernels > 0, "{}", file.name());
+            assert_eq!(count("launch_dependents();"), kernels, "{}", file.name());
+            assert!(count("wait_for_inputs();") >= kernels, "{}", file.name());
+        }
+    }
+
+    #[test]
     fn different_kernels_have_different_names() {
         let formats = [Format::F32, Format::F16, Format::Bf16, Format::F8E4M3];
         let mut names = std::collections::BTreeSet::new();
