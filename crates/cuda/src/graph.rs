@@ -10,7 +10,7 @@ use crate::batch::RepeatedShape;
 use crate::device::{Context, Kernel, Stream, driver_error};
 use crate::error::CudaError;
 use crate::kernel::Launch;
-use crate::stream::Starts;
+use crate::stream::{Starts, refused};
 
 /// Launches that were recorded from a stream, with their arguments.
 #[derive(Debug)]
@@ -82,10 +82,10 @@ impl Recorder {
         launch: Launch,
         args: &P,
     ) -> Result<(), CudaError> {
-        let Launch { grid, block, shared } = launch;
-        if grid.contains(&0) {
+        if launch.is_empty() {
             return Ok(());
         }
+        let Launch { grid, block, shared } = launch;
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         let node = sys::CUDA_KERNEL_NODE_PARAMS_v3 {
             func: kernel.function,
@@ -129,7 +129,7 @@ impl Recorder {
             )
         }
         .result()
-        .map_err(failed)?;
+        .map_err(|error| refused(kernel, launch, error))?;
         self.last = Some(added);
         Ok(())
     }

@@ -283,6 +283,13 @@ pub struct Launch {
     pub shared: u32,
 }
 
+impl Launch {
+    /// Whether it has no blocks, and so nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -196,7 +196,7 @@ impl CudaSession {
                 recorder.into_inner().finish()?
             }
         };
-        // SAFETY: the graph was recorded from this session's launches for a batch of this shape. They take the same
+        // SAFETY: the graph was recorded from the launches for an earlier batch of the same shape. They take the same
         // addresses, which are those of buffers that live as long as the session.
         let launched = unsafe { self.stream.replay(&mut graph) };
         self.graphs.keep(shape, graph);

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::result;
+use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::compile::Arch;
@@ -82,6 +82,16 @@ impl Drop for Stream {
     }
 }
 
+/// A launch that the driver does not take.
+pub(crate) fn refused(kernel: &Kernel, launch: Launch, error: DriverError) -> CudaError {
+    match driver_error("launch", error) {
+        CudaError::Driver { during, message } => {
+            CudaError::Driver { during, message: format!("{} as {launch:?}: {message}", kernel.name()) }
+        }
+        lost => lost,
+    }
+}
+
 /// Which bytes of a device buffer.
 fn place(buffer: &DeviceBuffer, range: &Range<usize>) -> Result<u64, CudaError> {
     if range.start > range.end || range.end > buffer.bytes() {
@@ -103,10 +113,10 @@ impl Stream {
     /// # Errors
     /// Where the driver refuses the launch. What goes wrong inside a kernel shows at [`Stream::synchronize`].
     pub unsafe fn launch<P: Copy>(&self, kernel: &Kernel, launch: Launch, args: &P) -> Result<(), CudaError> {
-        let Launch { grid, block, shared } = launch;
-        if grid.contains(&0) {
+        if launch.is_empty() {
             return Ok(());
         }
+        let Launch { grid, block, shared } = launch;
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         let mut early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -136,13 +146,7 @@ impl Stream {
                 std::ptr::null_mut(),
             )
         };
-        let launched = launched.result();
-        launched.map_err(|error| match driver_error("launch", error) {
-            CudaError::Driver { during, message } => {
-                CudaError::Driver { during, message: format!("{} as {launch:?}: {message}", kernel.name()) }
-            }
-            lost => lost,
-        })
+        launched.result().map_err(|error| refused(kernel, launch, error))
     }
 
     /// Waits until everything asked for is done.

@@ -1,30 +1,21 @@
 //! The conformance suite on the first GPU, and the products of cuBLASLt under their own contracts. Where there is none, or
 //! no NVRTC, or no cuBLASLt, every test is reported as skipped.
 
+#[path = "gpu/backend.rs"]
+mod gpu;
+
 use std::sync::OnceLock;
 
+use mantissa_cuda::CudaBackend;
 use mantissa_cuda::families::products::{MatmulBackend, Preferences, VariantPreference};
-use mantissa_cuda::{CudaBackend, CudaOptions};
 use mantissa_numerics::contract::{Family, OpContract, Order};
 use mantissa_ops::Backend;
 use mantissa_ops::conformance::{check_family, or_skip};
 
-fn open(products: Preferences) -> Result<CudaBackend, String> {
-    let path = |name| std::env::var_os(name).map(Into::into);
-    let options = CudaOptions {
-        kernel_cache: path("MANTISSA_KERNEL_CACHE"),
-        nvrtc: path("MANTISSA_NVRTC"),
-        cublaslt: path("MANTISSA_CUBLASLT"),
-        products,
-        ..CudaOptions::default()
-    };
-    CudaBackend::new(0, &options).map_err(|error| error.to_string())
-}
-
 /// The device, shared by all tests so that each kernel is loaded once, or why there is none.
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
-    BACKEND.get_or_init(|| open(Preferences::default())).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(Preferences::default())).as_ref().map_err(Clone::clone)
 }
 
 /// The same, with every product that cuBLASLt can form left to it.
@@ -32,7 +23,7 @@ fn library() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
     let (backend, variant) = (MatmulBackend::CublasLt, VariantPreference::Gemm);
     let preferences = Preferences { backend, variant, ..Preferences::default() };
-    BACKEND.get_or_init(|| open(preferences)).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(preferences)).as_ref().map_err(Clone::clone)
 }
 
 /// Runs the contracts of a family that leave their order to the library.

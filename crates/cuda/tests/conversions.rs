@@ -1,47 +1,34 @@
 //! The prelude's conversions and exponentials on a device, against `mantissa_numerics` and f64. Without a device or
 //! NVRTC each test says why it was skipped.
 
-use std::path::PathBuf;
+#[path = "gpu/selftest.rs"]
+mod selftest;
 
 use half::{bf16, f16};
-use mantissa_cuda::compile::{Compiler, Nvrtc};
+use mantissa_cuda::compile::Nvrtc;
 use mantissa_cuda::device::Device;
-use mantissa_cuda::kernel::{Alias, KernelSpec, Launch, SourceFile};
+use mantissa_cuda::kernel::Launch;
 use mantissa_numerics::{E4M3, Element, Format};
 use mantissa_ops::conformance::or_skip;
-
-/// Mirrors `Args` of `kernels/selftest.cu`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Args {
-    from: u64,
-    to: u64,
-    count: u32,
-    unused: u32,
-}
 
 /// A device and a compiler for it, or why there is none.
 fn machine() -> Result<(Device, Nvrtc), String> {
     let device = Device::open(0).map_err(|error| error.to_string())?;
-    let path = std::env::var_os("MANTISSA_NVRTC").map(PathBuf::from);
-    let nvrtc = Nvrtc::load(path.as_deref()).map_err(|error| error.to_string())?;
-    Ok((device, nvrtc))
+    Ok((device, selftest::nvrtc()?))
 }
 
 /// Runs an entry of the self-test on every word; `None`, with the reason printed, where there is no device.
 fn run(entry: &'static str, format: Format, words: &[u32]) -> Option<Vec<u32>> {
     const THREADS: usize = 256;
     let (device, nvrtc) = or_skip(machine())?;
-    let aliases = vec![Alias::format("T", format)];
-    let spec = KernelSpec { file: SourceFile::Selftest, entry, aliases };
-    let compiled = nvrtc.compile(&spec, &spec.source(), device.info().arch).expect("it compiles");
-    let kernel = device.load(&spec, &compiled.cubin).expect("it loads");
+    let kernel = selftest::load(&device, &nvrtc, entry, format);
     let stream = device.stream().expect("a stream");
     let bytes: &[u8] = bytemuck::cast_slice(words);
     let from = device.allocate(bytes.len(), "words").expect("memory");
     let to = device.allocate(bytes.len(), "results").expect("memory");
     stream.upload(bytes, &from, 0).expect("upload");
-    let args = Args { from: from.address(), to: to.address(), count: words.len() as u32, unused: 0 };
+    let args =
+        selftest::Args { from: from.address(), to: to.address(), count: words.len() as u32, unused: 0 };
     let blocks = words.len().div_ceil(THREADS) as u32;
     let launch = Launch { grid: [blocks, 1, 1], block: THREADS as u32, shared: 0 };
     // SAFETY: `Args` mirrors the kernel's; both buffers hold a word for each of its threads that does anything.

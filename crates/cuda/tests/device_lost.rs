@@ -2,12 +2,15 @@
 //! crashes. In a process of its own, whose device nothing else can use afterwards. Without a device or NVRTC the test says
 //! why it was skipped.
 
-use std::path::PathBuf;
+#[path = "gpu/backend.rs"]
+mod gpu;
+#[path = "gpu/selftest.rs"]
+mod selftest;
 
-use mantissa_cuda::compile::{Compiler, Nvrtc};
 use mantissa_cuda::device::Device;
-use mantissa_cuda::kernel::{Alias, KernelSpec, Launch, SourceFile};
-use mantissa_cuda::{CudaBackend, CudaError, CudaOptions};
+use mantissa_cuda::families::products::Preferences;
+use mantissa_cuda::kernel::Launch;
+use mantissa_cuda::{CudaBackend, CudaError};
 use mantissa_numerics::Format;
 use mantissa_numerics::policy::Preset;
 use mantissa_ops::backend::{LoadOptions, NoProgress, OverflowRule, Session};
@@ -17,25 +20,6 @@ use mantissa_ops::{Backend, Batch, Limits, Plan, ProgramBuilder, SequenceRows, V
 
 const VOCABULARY: usize = 64;
 const HIDDEN: usize = 32;
-
-/// Mirrors `Args` of `kernels/selftest.cu`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Args {
-    from: u64,
-    to: u64,
-    count: u32,
-    unused: u32,
-}
-
-fn nvrtc_path() -> Option<PathBuf> {
-    std::env::var_os("MANTISSA_NVRTC").map(PathBuf::from)
-}
-
-fn backend() -> Result<CudaBackend, String> {
-    let options = CudaOptions { nvrtc: nvrtc_path(), ..CudaOptions::default() };
-    CudaBackend::new(0, &options).map_err(|error| error.to_string())
-}
 
 /// A session that looks tokens up and multiplies them with the same matrix, and its first value.
 fn session(backend: &CudaBackend) -> (Box<dyn Session>, ValueId) {
@@ -60,14 +44,11 @@ fn run(session: &mut dyn Session) -> Result<Vec<f32>, String> {
 
 /// Loses the device's context, which all of the process share.
 fn lose(device: &Device) -> CudaError {
-    let nvrtc = Nvrtc::load(nvrtc_path().as_deref()).expect("it was there before");
-    let aliases = vec![Alias::format("T", Format::F16)];
-    let spec = KernelSpec { file: SourceFile::Selftest, entry: "lose_device", aliases };
-    let compiled = nvrtc.compile(&spec, &spec.source(), device.info().arch).expect("it compiles");
-    let kernel = device.load(&spec, &compiled.cubin).expect("it loads");
+    let nvrtc = selftest::nvrtc().expect("it was there before");
+    let kernel = selftest::load(device, &nvrtc, "lose_device", Format::F16);
     let stream = device.stream().expect("a stream");
     let memory = device.allocate(256, "words").expect("memory");
-    let args = Args { from: memory.address(), to: memory.address(), count: 1, unused: 0 };
+    let args = selftest::Args { from: memory.address(), to: memory.address(), count: 1, unused: 0 };
     let launch = Launch { grid: [1, 1, 1], block: 32, shared: 0 };
     // SAFETY: `Args` mirrors the kernel's. It writes where nothing is, as it is meant to: the hardware stops it there.
     unsafe { stream.launch(&kernel, launch, &args) }.expect("launch");
@@ -76,7 +57,7 @@ fn lose(device: &Device) -> CudaError {
 
 #[test]
 fn after_a_device_is_lost_every_call_says_so_and_no_old_number_comes_back() {
-    let Some(backend) = or_skip(backend()) else { return };
+    let Some(backend) = or_skip(gpu::open(Preferences::default())) else { return };
     let (mut session, embedded) = session(&backend);
     let logits = run(session.as_mut()).expect("a run");
     assert!(logits.len() == 2 * VOCABULARY && logits.iter().all(|number| number.is_finite()));

@@ -2,10 +2,14 @@
 //! against generations over the same sessions whose logits are all brought to the host. Where there is no GPU, or no NVRTC,
 //! every test is reported as skipped.
 
+#[path = "gpu/backend.rs"]
+mod gpu;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use mantissa_cuda::{CudaBackend, CudaOptions};
+use mantissa_cuda::CudaBackend;
+use mantissa_cuda::families::products::Preferences;
 use mantissa_engine::sampling::SamplingParams;
 use mantissa_engine::{EndOfText, Engine, EngineOptions, Request, SequenceId};
 use mantissa_numerics::Format;
@@ -24,15 +28,7 @@ use mantissa_ops::{Batch, Limits, Op, Plan, Program, ProgramBuilder, ShapeClass,
 
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
-    let open = || {
-        let options = CudaOptions {
-            kernel_cache: std::env::var_os("MANTISSA_KERNEL_CACHE").map(Into::into),
-            nvrtc: std::env::var_os("MANTISSA_NVRTC").map(Into::into),
-            ..CudaOptions::default()
-        };
-        CudaBackend::new(0, &options).map_err(|error| error.to_string())
-    };
-    BACKEND.get_or_init(open).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(Preferences::default())).as_ref().map_err(Clone::clone)
 }
 
 /// The GPU, with sessions that leave everything behind their logits to the trait.

@@ -1,9 +1,13 @@
 //! Tokens chosen from logits that stay on the first GPU against those chosen from the same logits on the host. Where there
 //! is no GPU, or no NVRTC, every test is reported as skipped.
 
+#[path = "gpu/backend.rs"]
+mod gpu;
+
 use std::sync::OnceLock;
 
-use mantissa_cuda::{CudaBackend, CudaOptions};
+use mantissa_cuda::CudaBackend;
+use mantissa_cuda::families::products::Preferences;
 use mantissa_engine::sampling::{History, Sampler, SamplingParams};
 use mantissa_numerics::Format;
 use mantissa_numerics::policy::Preset;
@@ -23,15 +27,7 @@ const SHAPES: usize = 10;
 
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
-    let open = || {
-        let options = CudaOptions {
-            kernel_cache: std::env::var_os("MANTISSA_KERNEL_CACHE").map(Into::into),
-            nvrtc: std::env::var_os("MANTISSA_NVRTC").map(Into::into),
-            ..CudaOptions::default()
-        };
-        CudaBackend::new(0, &options).map_err(|error| error.to_string())
-    };
-    BACKEND.get_or_init(open).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(Preferences::default())).as_ref().map_err(Clone::clone)
 }
 
 /// Numbers that look random (Marsaglia's xorshift).
