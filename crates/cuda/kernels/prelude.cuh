@@ -265,17 +265,6 @@ __device__ __forceinline__ void store_few(T* address, const Few<T, COUNT>& few) 
     *reinterpret_cast<decltype(Few<T, COUNT>::raw.bits)*>(address) = few.raw.bits;
 }
 
-// Memory that no one writes while the kernel runs, read once: weights.
-template <class T>
-__device__ __forceinline__ Pack<T> load_pack_streaming(const T* address) {
-    Pack<T> pack;
-    uint4& bits = pack.raw.bits;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(address));
-    return pack;
-}
-
 // The first `count` of `COUNT` neighbouring values at an aligned address, zeros in place of the others. Rows are
 // padded to 16 bytes, so that all of them may be read.
 template <class T, int COUNT>

@@ -12,7 +12,7 @@ use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::{RunRows, ValueRole};
 use mantissa_ops::reduction::{Reduced, Request};
-use mantissa_ops::{Op, Plan, Step, TensorSource, ValueId};
+use mantissa_ops::{Op, Plan, Program, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
 use crate::batch::{AttentionKind, DeviceBatch, attention_heads};
@@ -20,7 +20,7 @@ use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::{attention, sampling};
+use crate::families::{attention, qkv, sampling};
 use crate::graph::{Graphs, Recorder};
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
@@ -80,6 +80,7 @@ impl CudaSession {
         limits.check()?;
         check_kinds(&plan.program)?;
         check_overlap(&plan)?;
+        check_heads(&plan.program)?;
         let kinds = attention_kinds(&plan, chooser)?;
         let sizes = ScratchSizes::of(&plan, &limits, &kinds);
         Needs::of(&plan, &limits, &sizes, kinds.len())?.check(device.free_memory())?;
@@ -279,6 +280,19 @@ fn attention_kinds(plan: &Plan, chooser: &Chooser) -> Result<Vec<AttentionKind>,
     attention_heads(&plan.program).into_iter().map(kind).collect()
 }
 
+/// Refuses heads that are wider than the kernels of projections take.
+fn check_heads(program: &Program) -> Result<(), PrepareError> {
+    for step in &program.steps {
+        if let Op::Qkv(op) = &step.op
+            && op.heads.dim > qkv::MAX_DIM
+        {
+            let (got, wanted) = (op.heads.dim, format!("at most {}", qkv::MAX_DIM));
+            return Err(PrepareError::Limit { what: "the width of a head", got, wanted });
+        }
+    }
+    Ok(())
+}
+
 /// Refuses steps that write what other blocks of the same launch still read.
 fn check_overlap(plan: &Plan) -> Result<(), PrepareError> {
     for step in &plan.program.steps {
@@ -402,5 +416,40 @@ impl Session for CudaSession {
         self.device.bind().and_then(|()| cache.copy_page(from as usize, to as usize, &self.stream)).map_err(
             |error| RunError::Kernel { step: "copy of a page".to_owned(), message: error.to_string() },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mantissa_ops::ProgramBuilder;
+    use mantissa_ops::builder::QkvArgs;
+    use mantissa_ops::op::Heads;
+    use mantissa_ops::program::{CacheSpec, WeightPart};
+
+    use super::*;
+
+    #[test]
+    fn heads_beyond_the_kernel_are_refused() {
+        for (dim, refusal) in
+            [(256, None), (320, Some("the width of a head is 320, but must be at most 256"))]
+        {
+            let heads = Heads { query: 2, key_value: 1, dim };
+            let mut builder = ProgramBuilder::new("wide", 64);
+            builder.cache(CacheSpec { layers: 1, heads });
+            let stream = builder.embedding("table", 100, 64);
+            builder.qkv(
+                "qkv",
+                stream,
+                QkvArgs {
+                    weights: vec![WeightPart::whole("qkv", 4 * dim)],
+                    biases: None,
+                    head_norms: None,
+                    heads,
+                    layer: 0,
+                },
+            );
+            let error = check_heads(&builder.finish()).err().map(|error| error.to_string());
+            assert_eq!(error.as_deref(), refusal);
+        }
     }
 }

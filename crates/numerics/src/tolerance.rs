@@ -125,13 +125,6 @@ impl Tolerance {
         Tolerance::new(ulps * Format::F32.min_subnormal(), ulps * 2.0 * Format::F32.unit_roundoff())
     }
 
-    /// What units that take f32 subnormals as zero (`vdpbf16ps`) may lose in a sum of `length` products of operands
-    /// no larger than `max_operand`: either operand and every partial sum.
-    pub fn flushed_subnormals(length: usize, max_operand: f64) -> Tolerance {
-        let each = Format::F32.min_normal() * (2.0 * max_operand.abs() + 1.0);
-        Tolerance::new(length as f64 * each, 0.0)
-    }
-
     /// Both errors, one on top of the other.
     #[must_use]
     pub fn plus(self, other: Tolerance) -> Tolerance {
