@@ -1,7 +1,10 @@
 //! The command line, as clap sees it.
 
+use std::num::NonZeroUsize;
+
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command as Clap, Parser};
 
 use crate::commands::Command;
 
@@ -54,8 +57,15 @@ pub struct Global {
     pub device: String,
 
     /// Threads to compute with; all cores if not given. The result does not depend on it
-    #[arg(long, global = true, value_name = "N", env = "MANTISSA_THREADS", hide_env_values = true)]
-    pub threads: Option<std::num::NonZeroUsize>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        env = "MANTISSA_THREADS",
+        hide_env_values = true,
+        value_parser = at_least_one
+    )]
+    pub threads: Option<NonZeroUsize>,
 
     /// CPU instruction set: avx512, avx2, neon or scalar; the best there is if not given
     #[arg(long, global = true, value_name = "ISA", env = "MANTISSA_CPU_ISA", hide_env_values = true)]
@@ -127,6 +137,23 @@ pub struct Gpu {
         hide_env_values = true
     )]
     pub softmax_group: Option<String>,
+}
+
+impl Gpu {
+    /// Those of the options that were written on the command line, as they are written there.
+    pub fn written(matches: &ArgMatches) -> Vec<String> {
+        let options = Gpu::augment_args(Clap::new("gpu"));
+        let written = |argument: &&clap::Arg| {
+            matches.value_source(argument.get_id().as_str()) == Some(ValueSource::CommandLine)
+        };
+        let name = |argument: &clap::Arg| argument.get_long().map(|name| format!("--{name}"));
+        options.get_arguments().filter(written).filter_map(name).collect()
+    }
+}
+
+/// A number that cannot be 0.
+pub fn at_least_one(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "it must be a whole number of at least 1".to_owned())
 }
 
 mod anstream_color {

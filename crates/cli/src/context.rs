@@ -25,6 +25,8 @@ pub struct Context {
     pub policies: Vec<PrecisionPolicy>,
     /// Where to compute, as asked for.
     asked: Device,
+    /// Options about GPUs that were written on the command line.
+    for_gpus: Vec<String>,
     /// Where to compute, found out when it is first needed: opening a GPU takes time.
     device: OnceLock<Device>,
     /// How to use a GPU.
@@ -51,15 +53,22 @@ pub enum Verbosity {
 }
 
 impl Context {
-    /// Checks the shared options and reads the environment.
-    pub fn new(global: &Global) -> Result<Context> {
+    /// Checks the shared options and reads the environment. `for_gpus` are the options about GPUs that were written on the
+    /// command line: unlike variables, which hold for many runs, they mean this one.
+    pub fn new(global: &Global, for_gpus: Vec<String>) -> Result<Context> {
         let policies = global.policy.iter().map(|text| policy(text)).collect::<Result<_>>()?;
         let isa = global.cpu_isa.as_deref().map(str::parse).transpose();
+        let asked = global.device.parse().context("--device")?;
+        let cuda = cuda_options(&global.gpu)?;
+        if asked == Device::Cpu && !for_gpus.is_empty() {
+            bail!("{}: of no account on the cpu, which --device asks for", for_gpus.join(", "));
+        }
         Ok(Context {
             policies,
-            asked: global.device.parse().context("--device")?,
+            asked,
+            for_gpus,
             device: OnceLock::new(),
-            cuda: cuda_options(&global.gpu)?,
+            cuda,
             batch: if global.batch_invariant { BatchRule::Invariant } else { BatchRule::Any },
             threads: global.threads,
             cpu_isa: isa.context("--cpu-isa or MANTISSA_CPU_ISA")?,
@@ -108,6 +117,10 @@ impl Context {
                 None if verbose => writeln!(output::stderr(), "running on {device}"),
                 _ => Ok(()),
             };
+            if device == Device::Cpu && !self.for_gpus.is_empty() {
+                let options = self.for_gpus.join(", ");
+                let _ = writeln!(output::stderr(), "warning: {options}: of no account on the cpu");
+            }
             device
         })
     }

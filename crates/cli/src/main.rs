@@ -16,16 +16,18 @@ mod table;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 
-use crate::args::Cli;
+use crate::args::{Cli, Gpu};
 use crate::context::Context;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     cli.global.color.write_global();
     name_unknown_variables();
-    let outcome = Context::new(&cli.global).and_then(|context| commands::run(&cli.command, &context));
+    let outcome = Context::new(&cli.global, Gpu::written(&matches))
+        .and_then(|context| commands::run(&cli.command, &context));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output::report(&error),

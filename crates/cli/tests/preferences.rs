@@ -41,6 +41,34 @@ fn right_values_are_taken() {
 }
 
 #[test]
+fn options_for_a_gpu_are_refused_where_the_processor_is_asked_for() {
+    let refused =
+        |options: &[&str]| mantissa().args(["plan", "--device", "cpu"]).args(options).assert().failure();
+    refused(&["--matmul-backend", "cublaslt", "--softmax-group", "64"])
+        .stderr(contains("--matmul-backend, --softmax-group: of no account on the cpu"));
+    let before = ["--matmul-variant", "gemm", "plan", "--device", "cpu"];
+    mantissa().args(before).assert().failure().stderr(contains("--matmul-variant: of no account"));
+    // What the environment says holds for many runs, and an option about the processor is one for this.
+    mantissa()
+        .args(["plan", "--device", "cpu", "--cpu-isa", "scalar"])
+        .env("MANTISSA_MATMUL_BACKEND", "cublaslt")
+        .assert()
+        .success()
+        .stderr("");
+}
+
+#[test]
+fn numbers_that_cannot_be_zero_say_so() {
+    for arguments in [["bench", "--batch", "0"], ["bench", "--prompt", "4,0"], ["plan", "--threads", "0"]] {
+        mantissa().args(arguments).assert().failure().stderr(
+            contains("invalid value '0'")
+                .and(contains(arguments[1]))
+                .and(contains("it must be a whole number of at least 1")),
+        );
+    }
+}
+
+#[test]
 fn plans_of_the_processor_do_not_depend_on_the_batch() {
     let plan = json_of(mantissa().args(["plan", "--device", "cpu", "--batch-invariant", "--json"]));
     assert!(plan["steps"].as_array().is_some_and(|steps| !steps.is_empty()));

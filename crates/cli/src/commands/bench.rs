@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use mantissa::Options;
 use mantissa::numerics::{PrecisionPolicy, Preset};
 
+use crate::args::at_least_one;
 use crate::context::Context;
 use crate::model::ModelArgs;
 use crate::output;
@@ -43,23 +44,23 @@ pub struct Args {
     model: ModelArgs,
 
     /// Lengths of the prompts, in tokens; 128, 512 and 2048 where none are given
-    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     prompt: Vec<NonZeroUsize>,
 
     /// Tokens to generate in each repetition, one at a time
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
     generate: NonZeroUsize,
 
     /// Tokens of context after which they are generated; the shortest prompt where none are given
-    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     decode_after: Vec<NonZeroUsize>,
 
     /// Sequences that are decoded together
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1", value_parser = at_least_one)]
     batch: Vec<NonZeroUsize>,
 
     /// How often to measure each
-    #[arg(long, value_name = "N", default_value = "5")]
+    #[arg(long, value_name = "N", default_value = "5", value_parser = at_least_one)]
     repetitions: NonZeroUsize,
 
     /// Print one JSON object

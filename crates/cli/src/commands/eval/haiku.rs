@@ -16,6 +16,7 @@ use mantissa::ops::MemoryUse;
 use mantissa::{Flow, GenerateOptions, Model, Options, Prompt};
 use serde_json::{Value, json};
 
+use crate::args::at_least_one;
 use crate::commands::tokenize::read_text;
 use crate::context::Context;
 use crate::interrupt::Interrupted;
@@ -66,7 +67,7 @@ pub struct Args {
     template: Option<PathBuf>,
 
     /// Tokens of an answer at most
-    #[arg(long, short = 'n', value_name = "N", default_value = "64")]
+    #[arg(long, short = 'n', value_name = "N", default_value = "64", value_parser = at_least_one)]
     max_tokens: std::num::NonZeroUsize,
 
     /// Fail where the share that passes is less than this, or a policy is refused

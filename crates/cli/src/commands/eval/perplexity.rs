@@ -13,6 +13,7 @@ use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::backend::OverflowRule;
 use mantissa::{Flow, Generator, Location, LogitRows, Model, Options};
 
+use crate::args::at_least_one;
 use crate::commands::tokenize::read_text;
 use crate::context::{self, Context};
 use crate::interrupt::{Guard, Interrupted};
@@ -58,11 +59,11 @@ pub struct Args {
     context: Option<usize>,
 
     /// Start a window every so many tokens, and predict so many at its end
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     stride: Option<NonZeroUsize>,
 
     /// Windows of each text at most
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     windows: Option<NonZeroUsize>,
 
     /// Load weights that are too large for the policy's format as its largest value, instead of refusing them
