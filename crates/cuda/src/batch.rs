@@ -74,8 +74,8 @@ struct Layout {
     row_sequence: usize,
     outputs: usize,
     sequences: usize,
-    /// Rows on their own and tiles, for each kind of attention.
-    work: Vec<(usize, usize)>,
+    /// Rows on their own and tiles, for each kind of attention: those of all rows, then those of the wanted ones.
+    work: Vec<[(usize, usize); 2]>,
     block_tables: usize,
     end: usize,
 }
@@ -92,7 +92,8 @@ impl Layout {
         let outputs = take(extent.outputs);
         let sequences = take(extent.sequences.saturating_mul(size_of::<Sequence>() / WORD));
         let tile = size_of::<Tile>() / WORD;
-        let work = (0..kinds).map(|_| (take(extent.rows), take(extent.rows.saturating_mul(tile)))).collect();
+        let mut lists = || (take(extent.rows), take(extent.rows.saturating_mul(tile)));
+        let work = (0..kinds).map(|_| [lists(), lists()]).collect();
         let block_tables = take(extent.pages);
         Layout { tokens, positions, row_sequence, outputs, sequences, work, block_tables, end: next }
     }
@@ -101,6 +102,25 @@ impl Layout {
 /// Bytes of a batch on the device.
 pub(crate) fn batch_bytes(limits: &Limits, kinds: usize) -> u64 {
     (Layout::new(Extent::most(limits), kinds).end as u64).saturating_mul(WORD as u64)
+}
+
+/// Which rows of a batch a step computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Every one.
+    All,
+    /// Those from [`DeviceBatch::first_wanted`] on.
+    Wanted,
+}
+
+/// What a batch asks of one kind of attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionWork<'a> {
+    pub kind: AttentionKind,
+    pub work: &'a Work,
+    /// Device addresses of its rows and tiles.
+    pub rows: u64,
+    pub tiles: u64,
 }
 
 /// The shape of a batch that is decoded.
@@ -133,10 +153,12 @@ pub(crate) struct DeviceBatch {
     host: [HostBuffer; 2],
     device: DeviceBuffer,
     kinds: Vec<AttentionKind>,
-    /// What the batch that was uploaded last asks of each kind of attention.
-    pub work: Vec<Work>,
+    /// What the batch that was uploaded last asks of each kind of attention, for all rows and for the wanted ones.
+    work: Vec<[Work; 2]>,
     /// Sequences of that batch.
     sequences: usize,
+    /// Its first row whose logits are wanted, or the end of its rows; zero where every sequence has one row.
+    first_wanted: usize,
 }
 
 impl DeviceBatch {
@@ -151,8 +173,9 @@ impl DeviceBatch {
             host: [device.allocate_host(bytes, "batch")?, device.allocate_host(bytes, "batch")?],
             device: device.allocate(bytes, "batch")?,
             page_size: limits.page_size,
-            work: vec![Work::default(); kinds.len()],
+            work: vec![Default::default(); kinds.len()],
             sequences: 0,
+            first_wanted: 0,
             layout,
             kinds,
         })
@@ -174,18 +197,32 @@ impl DeviceBatch {
         }
     }
 
-    /// The index of a kind of attention, and the addresses of its rows and tiles.
-    pub fn kind(&self, heads: Heads) -> Option<(usize, AttentionKind, u64, u64)> {
+    /// What attention with these heads has to do for some of the rows.
+    pub fn attention(&self, heads: Heads, rows: Rows) -> Option<AttentionWork<'_>> {
         let index = self.kinds.iter().position(|kind| kind.heads == heads)?;
-        let (rows, tiles) = self.layout.work[index];
-        Some((index, self.kinds[index], self.address(rows), self.address(tiles)))
+        let part = rows as usize;
+        let (rows, tiles) = self.layout.work[index][part];
+        Some(AttentionWork {
+            kind: self.kinds[index],
+            work: &self.work[index][part],
+            rows: self.address(rows),
+            tiles: self.address(tiles),
+        })
+    }
+
+    /// The first of the rows.
+    pub fn first(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::All => 0,
+            Rows::Wanted => self.first_wanted,
+        }
     }
 
     /// What all launches for the uploaded batch depend on, where every sequence has one row, as in decoding, so that
     /// further batches of the same shape are to be expected.
     pub fn repeated_shape(&self, rows: RunRows) -> Option<RepeatedShape> {
         let RunRows { tokens, outputs } = rows;
-        let span_bucket = self.work.iter().map(|work| work.span_bucket).max()?;
+        let span_bucket = self.work.iter().flatten().map(|work| work.span_bucket).max()?;
         (tokens == self.sequences).then_some(RepeatedShape { tokens, outputs, span_bucket })
     }
 
@@ -210,7 +247,11 @@ impl DeviceBatch {
     /// Returns the number of words used.
     fn lay_out(&mut self, batch: &Batch<'_>) -> usize {
         self.sequences = batch.sequences.len();
-        self.work = self.kinds.iter().map(|kind| Work::divide(batch, kind.heads, kind.route)).collect();
+        self.first_wanted = first_wanted(batch);
+        let divide = |kind: &AttentionKind| {
+            [0, self.first_wanted].map(|first| Work::divide(batch, first, kind.heads, kind.route))
+        };
+        self.work = self.kinds.iter().map(divide).collect();
         self.layout = Layout::new(Extent::of(batch), self.kinds.len());
         self.host.swap(0, 1);
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host[0]);
@@ -218,10 +259,19 @@ impl DeviceBatch {
     }
 }
 
+/// The first row whose logits are wanted, or the end of the rows. Tokens that are decoded are wanted together: all rows then,
+/// so that launches stay the same.
+fn first_wanted(batch: &Batch<'_>) -> usize {
+    if batch.sequences.len() == batch.rows() {
+        return 0;
+    }
+    batch.outputs.iter().min().map_or(batch.rows(), |&row| row as usize)
+}
+
 /// What a layout is filled from beside the batch.
 struct Parts<'a> {
     page_size: usize,
-    work: &'a [Work],
+    work: &'a [[Work; 2]],
 }
 
 /// Writes all parts and returns the number of words used.
@@ -230,7 +280,7 @@ fn fill(words: &mut [u32], layout: &Layout, batch: &Batch<'_>, parts: Parts<'_>)
     put(layout.tokens, batch.tokens);
     put(layout.positions, batch.positions);
     put(layout.outputs, batch.outputs);
-    for ((rows, tiles), work) in layout.work.iter().zip(parts.work) {
+    for ((rows, tiles), work) in layout.work.iter().flatten().zip(parts.work.iter().flatten()) {
         put(*rows, &work.rows);
         put(*tiles, bytemuck::cast_slice(&work.tiles));
     }
@@ -271,12 +321,14 @@ mod tests {
             layout.row_sequence,
             layout.outputs,
             layout.sequences,
-            layout.work[0].0,
-            layout.work[0].1,
+            layout.work[0][0].0,
+            layout.work[0][0].1,
+            layout.work[0][1].0,
+            layout.work[0][1].1,
             layout.block_tables,
             layout.end,
         ];
-        assert_eq!(starts, [0, 8, 16, 24, 28, 40, 48, 60, 72]);
+        assert_eq!(starts, [0, 8, 16, 24, 28, 40, 48, 60, 68, 80, 92]);
 
         let sequences = [
             SequenceRows { rows: 0..3, block_table: &[7, 8, 6, 5], rope_set: 1 },
@@ -289,10 +341,11 @@ mod tests {
             outputs: &[2, 3],
         };
         let smaller = Layout::new(Extent::of(&batch), 1);
-        assert_eq!((smaller.positions, smaller.outputs, smaller.block_tables), (4, 12, 36));
-        let work = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }], span_bucket: 1 };
+        assert_eq!((smaller.positions, smaller.outputs, smaller.block_tables), (4, 12, 48));
+        let all = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }], span_bucket: 1 };
+        let wanted = Work { rows: vec![2, 3], ..Work::default() };
         let mut words = vec![99; layout.end];
-        let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[work] });
+        let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[[all, wanted]] });
         // Positions up to 17 need two pages of the first sequence; the second needs one.
         assert_eq!(used, layout.block_tables + 3);
         let at = |start: usize, length: usize| words[start..start + length].to_vec();
@@ -301,8 +354,24 @@ mod tests {
         assert_eq!(at(layout.row_sequence, 4), [0, 0, 0, 1]);
         assert_eq!(at(layout.outputs, 2), [2, 3]);
         assert_eq!(at(layout.sequences, 8), [0, 3, 1, 0, 3, 4, 0, 2]);
-        assert_eq!(at(layout.work[0].0, 1), [3]);
-        assert_eq!(at(layout.work[0].1, 2), [0, 3]);
+        assert_eq!(at(layout.work[0][0].0, 1), [3]);
+        assert_eq!(at(layout.work[0][0].1, 2), [0, 3]);
+        assert_eq!(at(layout.work[0][1].0, 2), [2, 3]);
         assert_eq!(at(layout.block_tables, 3), [7, 8, 2]);
+    }
+
+    #[test]
+    fn rows_before_the_first_that_is_wanted_are_left_out() {
+        let prompt = |rows| SequenceRows { rows, block_table: &[0], rope_set: 0 };
+        let first = |sequences: &[SequenceRows<'_>], outputs: &[u32]| {
+            let rows = sequences.last().map_or(0, |sequence| sequence.rows.end);
+            let positions = vec![0; rows];
+            first_wanted(&Batch { tokens: &positions, positions: &positions, sequences, outputs })
+        };
+        let two = [prompt(0..5), prompt(5..7)];
+        assert_eq!(first(&two, &[6]), 6);
+        assert_eq!(first(&two, &[6, 4]), 4);
+        assert_eq!(first(&two, &[]), 7);
+        assert_eq!(first(&[prompt(0..1), prompt(1..2)], &[1]), 0);
     }
 }

@@ -15,7 +15,7 @@ use mantissa_ops::reduction::{Reduced, Request};
 use mantissa_ops::{Op, Plan, Program, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
-use crate::batch::{AttentionKind, DeviceBatch, attention_heads};
+use crate::batch::{AttentionKind, DeviceBatch, Rows, attention_heads};
 use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
@@ -204,17 +204,23 @@ impl CudaSession {
         Ok(launched?)
     }
 
+    /// Nobody looks at the rows that no wanted logits depend on.
     fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
-        let runner = self.runner(target);
-        let launch = |step: &Step| runner.step(step).map_err(|error| Failure::of(step, error));
-        self.plan.steps.iter().try_for_each(launch)
+        let steps = &self.plan.steps;
+        let (all, wanted) = steps.split_at(self.plan.program.own_rows_from().unwrap_or(steps.len()));
+        for (steps, part) in [(all, Rows::All), (wanted, Rows::Wanted)] {
+            let runner = self.runner(target, part);
+            let launch = |step: &Step| runner.step(step).map_err(|error| Failure::of(step, error));
+            steps.iter().try_for_each(launch)?;
+        }
+        Ok(())
     }
 
     fn launch_observed(&mut self, observer: &mut dyn StepObserver) -> Result<(), Failure> {
         let plan = Arc::clone(&self.plan);
         for (index, step) in plan.steps.iter().enumerate() {
             observer.before_step(index);
-            let runner = self.runner(LaunchTarget::Stream(&self.stream));
+            let runner = self.runner(LaunchTarget::Stream(&self.stream), Rows::All);
             runner.step(step).map_err(|error| Failure::of(step, error))?;
             self.stream.synchronize().map_err(|error| Failure::of(step, error))?;
             observer.after_step(index, self);
@@ -222,7 +228,8 @@ impl CudaSession {
         Ok(())
     }
 
-    fn runner<'a>(&'a self, target: LaunchTarget<'a>) -> Runner<'a> {
+    fn runner<'a>(&'a self, target: LaunchTarget<'a>, part: Rows) -> Runner<'a> {
+        let RunRows { tokens, outputs } = self.rows;
         Runner {
             plan: &self.plan,
             target,
@@ -235,7 +242,8 @@ impl CudaSession {
             scratch: &self.scratch,
             library: self.library.as_deref(),
             uploaded: &self.batch,
-            rows: self.rows,
+            part,
+            rows: RunRows { tokens: tokens - self.batch.first(part), outputs },
         }
     }
 }

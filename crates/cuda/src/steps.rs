@@ -5,10 +5,10 @@ mod library;
 use std::cell::RefCell;
 
 use mantissa_numerics::Format;
-use mantissa_ops::program::RunRows;
+use mantissa_ops::program::{RunRows, ValueRole};
 use mantissa_ops::{Op, Plan, Step, ValueId, WeightId, op};
 
-use crate::batch::DeviceBatch;
+use crate::batch::{AttentionWork, DeviceBatch, Rows};
 use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::Stream;
@@ -60,6 +60,8 @@ pub(crate) struct Runner<'a> {
     pub scratch: &'a Scratch,
     pub library: Option<&'a CublasLt>,
     pub uploaded: &'a DeviceBatch,
+    /// The rows that steps compute, and how many those are.
+    pub part: Rows,
     pub rows: RunRows,
 }
 
@@ -101,6 +103,19 @@ impl Runner<'_> {
         }
     }
 
+    /// Where the rows that steps compute are.
+    fn place(&self, id: ValueId) -> Place {
+        let place = self.values.place(id);
+        match self.plan.program.value(id).role {
+            ValueRole::Logits => place,
+            ValueRole::Activation => {
+                let row_bytes = place.stride as usize * self.activations().bytes();
+                let skipped = self.uploaded.first(self.part) * row_bytes;
+                Place { address: place.address + skipped as u64, ..place }
+            }
+        }
+    }
+
     fn activations(&self) -> Format {
         self.plan.policy.activations()
     }
@@ -120,7 +135,7 @@ impl Runner<'_> {
     }
 
     fn embedding(&self, op: &op::Embedding) -> Result<(), StepError> {
-        let (table, out) = (self.weights.get(op.table), self.values.place(op.out));
+        let (table, out) = (self.weights.get(op.table), self.place(op.out));
         let spec = embedding::spec(self.plan.policy.weights(), self.activations());
         let args = embedding::Args {
             batch: self.uploaded.view(),
@@ -135,8 +150,8 @@ impl Runner<'_> {
     }
 
     fn rms_norm(&self, op: &op::RmsNorm) -> Result<(), StepError> {
-        let (input, out) = (self.values.place(op.input), self.values.place(op.out));
-        let residual = op.residual.map(|residual| self.values.place(residual));
+        let (input, out) = (self.place(op.input), self.place(op.out));
+        let residual = op.residual.map(|residual| self.place(residual));
         let args = norm::Args {
             input: input.address,
             residual: residual.map_or(0, |residual| residual.address),
@@ -155,7 +170,7 @@ impl Runner<'_> {
 
     fn rope(&self, op: &op::Rope) -> Result<(), StepError> {
         let tables = self.tables.ok_or(StepError::Missing("rotary embedding"))?;
-        let (input, out) = (self.values.place(op.input), self.values.place(op.out));
+        let (input, out) = (self.place(op.input), self.place(op.out));
         let args = rope::Args {
             batch: self.uploaded.view(),
             input: input.address,
@@ -174,7 +189,7 @@ impl Runner<'_> {
     }
 
     fn softmax(&self, op: &op::Softmax) -> Result<(), StepError> {
-        let (input, out) = (self.values.place(op.input), self.values.place(op.out));
+        let (input, out) = (self.place(op.input), self.place(op.out));
         let args = softmax::Args {
             input: input.address,
             out: out.address,
@@ -191,7 +206,7 @@ impl Runner<'_> {
     }
 
     fn sdpa(&self, op: &op::Sdpa) -> Result<(), StepError> {
-        let [query, key, value, out] = [op.query, op.key, op.value, op.out].map(|id| self.values.place(id));
+        let [query, key, value, out] = [op.query, op.key, op.value, op.out].map(|id| self.place(id));
         let rows = self.rows.tokens;
         let args = sdpa::Args {
             batch: self.uploaded.view(),
@@ -217,7 +232,7 @@ impl Runner<'_> {
     }
 
     fn residual(&self, op: &op::Residual) -> Result<(), StepError> {
-        let [left, right, out] = [op.left, op.right, op.out].map(|id| self.values.place(id));
+        let [left, right, out] = [op.left, op.right, op.out].map(|id| self.place(id));
         let args = elementwise::Args {
             left: left.address,
             right: right.address,
@@ -233,13 +248,13 @@ impl Runner<'_> {
 
     /// All rows of a value.
     fn all_rows(&self, value: ValueId) -> Source {
-        let Place { address, stride, .. } = self.values.place(value);
+        let Place { address, stride, .. } = self.place(value);
         Source { address, stride: stride as usize, wanted: 0, rows: self.rows.tokens }
     }
 
     /// A value that takes a product's result.
     fn store(&self, out: ValueId, epilogue: Epilogue) -> Target {
-        let Place { address, stride, .. } = self.values.place(out);
+        let Place { address, stride, .. } = self.place(out);
         Target { epilogue, address, stride: stride as usize, bias: None, residual: None, alpha: 1.0 }
     }
 
@@ -265,7 +280,7 @@ impl Runner<'_> {
         target: &Target,
     ) -> products::ProductArgs {
         let matrix = self.weights.get(weight);
-        let residual = target.residual.map(|residual| self.values.place(residual));
+        let residual = target.residual.map(|residual| self.place(residual));
         products::ProductArgs {
             weights: matrix.address(),
             input: input.address,
@@ -306,7 +321,9 @@ impl Runner<'_> {
 
     fn logits(&self, op: &op::Logits) -> Result<(), StepError> {
         let wanted = self.uploaded.view().outputs;
-        let input = Source { wanted, rows: self.rows.outputs, ..self.all_rows(op.input) };
+        // The numbers of wanted rows count from the first of all.
+        let Place { address, stride, .. } = self.values.place(op.input);
+        let input = Source { address, stride: stride as usize, wanted, rows: self.rows.outputs };
         if input.rows == 0 {
             return Ok(());
         }
@@ -322,7 +339,7 @@ impl Runner<'_> {
         }
         let products = self.scratch.floats.address();
         let stride = row_stride(self.weights.get(op.weight).rows, Format::F32);
-        let query = self.values.place(op.query);
+        let query = self.place(op.query);
         let target = Target { address: products, stride, ..self.store(op.query, Epilogue::Plain) };
         self.product(op.weight, self.all_rows(op.input), target)?;
         let address = |id: WeightId| self.weights.get(id).address();
@@ -379,9 +396,10 @@ impl Runner<'_> {
 
     fn attention(&self, op: &op::Attention) -> Result<(), StepError> {
         let kv = self.cache.ok_or(StepError::Missing("KV cache"))?;
-        let kind = self.uploaded.kind(op.heads).ok_or(StepError::Missing("division of attention"))?;
-        let (index, kind, rows, tiles) = kind;
-        let work = &self.uploaded.work[index];
+        let division = self.uploaded.attention(op.heads, self.part);
+        let AttentionWork { kind, work, rows, tiles } =
+            division.ok_or(StepError::Missing("division of attention"))?;
+        // Rows and tiles are numbered from the first of all.
         let (query, out) = (self.values.place(op.query), self.values.place(op.out));
         let specs = attention::specs(self.activations(), kv.format, op.heads, kind.route);
         let args = attention::Args {

@@ -16,15 +16,17 @@ use mantissa_numerics::Format;
 use mantissa_numerics::contract::OpContract;
 use mantissa_numerics::policy::{PrecisionPolicy, Preset};
 use mantissa_ops::backend::{
-    Backend, BackendInfo, KernelChoice, LoadOptions, LoadReport, MemoryUse, NoProgress, PrepareError,
-    Progress, RunError, Session, StepObserver, ValueReader,
+    Backend, BackendInfo, KernelChoice, LoadOptions, LoadReport, MemoryUse, NoProgress, OverflowRule,
+    PrepareError, Progress, RunError, Session, StepObserver, ValueReader,
 };
 use mantissa_ops::builder::{AttentionArgs, QkvArgs};
 use mantissa_ops::conformance::data::MemorySource;
 use mantissa_ops::conformance::or_skip;
 use mantissa_ops::op::{Heads, Mask};
 use mantissa_ops::program::{CacheSpec, RopeSet, RopeSpec, WeightPart};
-use mantissa_ops::{Batch, Limits, Op, Plan, Program, ProgramBuilder, ShapeClass, TensorSource, ValueId};
+use mantissa_ops::{
+    Batch, Limits, Op, Plan, Program, ProgramBuilder, SequenceRows, ShapeClass, TensorSource, ValueId,
+};
 
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
@@ -255,5 +257,39 @@ fn a_sequence_has_the_same_bits_alone_and_among_seven_others() {
         let alone = first_of(backend, preset, 1);
         assert_eq!(alone.len(), 40);
         assert_eq!(first_of(backend, preset, 8), alone, "{preset:?}");
+    }
+}
+
+/// Looks at nothing, but as an observer may do so, all rows are computed for it.
+struct Onlooker;
+
+impl StepObserver for Onlooker {
+    fn after_step(&mut self, _step: usize, _values: &dyn ValueReader) {}
+}
+
+#[test]
+fn wanted_rows_have_the_same_bits_where_the_others_are_left_out() {
+    let Some(backend) = or_skip(backend()) else { return };
+    let (program, source) = model();
+    for preset in [Preset::F32, Preset::Bf16, Preset::MemoryEfficient] {
+        let plan = Plan::resolve(program.clone(), preset.into(), backend).expect("supported");
+        let limits = Limits { rows: 96, outputs: 4, sequences: 2, pages: 16, page_size: 16, context: 128 };
+        let options = LoadOptions { limits, overflow: OverflowRule::Refuse };
+        let mut session = backend.prepare(plan, &source, &options, &NoProgress).expect("ready");
+        let tokens: Vec<u32> = (0..87).map(|token| token * 41 % VOCABULARY as u32).collect();
+        let positions: Vec<u32> = (0..80).chain(0..7).collect();
+        let sequences = [
+            SequenceRows { rows: 0..80, block_table: &[3, 0, 9, 5, 7], rope_set: 0 },
+            SequenceRows { rows: 80..87, block_table: &[1], rope_set: 0 },
+        ];
+        for outputs in [&[86][..], &[79, 86], &[3, 40, 85], &[]] {
+            let batch = Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs };
+            session.run(&batch).expect("a run");
+            let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+            let narrowed = bits(session.logits().expect("logits"));
+            session.run_observed(&batch, &mut Onlooker).expect("a run");
+            assert_eq!(narrowed.len(), outputs.len() * VOCABULARY);
+            assert!(narrowed == bits(session.logits().expect("logits")), "{preset:?} {outputs:?}");
+        }
     }
 }

@@ -270,6 +270,9 @@ pub trait Session: Send + ValueReader {
 
     /// Runs all steps on the batch. What goes wrong on a device may not show before results are asked for.
     ///
+    /// Rows that no wanted logits depend on need not be computed in the steps from [`Program::own_rows_from`] on: whoever
+    /// reads values beside the logits observes the run.
+    ///
     /// # Errors
     /// Where the batch does not fit the limits.
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError>;

@@ -211,6 +211,18 @@ impl Program {
         self.values.iter().position(|value| value.role == ValueRole::Logits).map(ValueId)
     }
 
+    /// The first of the steps at the end that compute every row from its own numbers and the cache alone, where they end with
+    /// the logits: what they make of a row matters only where its logits are wanted.
+    pub fn own_rows_from(&self) -> Option<usize> {
+        let by_row = |step: &ProgramStep| match step.op {
+            Op::RmsNorm(_) | Op::Softmax(_) | Op::Matmul(_) | Op::Attention(_) => true,
+            Op::SwiGlu(_) | Op::Ffn(_) | Op::Residual(_) | Op::Logits(_) => true,
+            Op::Embedding(_) | Op::Rope(_) | Op::Sdpa(_) | Op::Qkv(_) => false,
+        };
+        let last = self.steps.last().filter(|step| matches!(step.op, Op::Logits(_)));
+        last.and_then(|_| self.steps.iter().rposition(|step| !by_row(step))).map(|mixing| mixing + 1)
+    }
+
     /// What a step asks for under a policy.
     pub fn query(&self, op: &Op, policy: &PrecisionPolicy) -> ContractQuery {
         let family = op.family();
@@ -247,5 +259,35 @@ pub fn query_for(family: Family, policy: &PrecisionPolicy) -> ContractQuery {
         activations: policy.activations(),
         cache: family.has_cache().then(|| cache_format(policy)),
         accumulate: policy.accumulation(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::{AttentionArgs, ProgramBuilder, QkvArgs};
+    use crate::op::Mask;
+
+    #[test]
+    fn rows_are_on_their_own_behind_the_last_keys_and_values() {
+        let heads = Heads { query: 2, key_value: 1, dim: 8 };
+        let mut builder = ProgramBuilder::new("two layers", 64);
+        builder.cache(CacheSpec { layers: 2, heads });
+        let stream = builder.embedding("table", 100, 16);
+        for layer in 0..2 {
+            let weights = vec![WeightPart::whole("qkv", 32)];
+            let args = QkvArgs { weights, biases: None, head_norms: None, heads, layer };
+            let query = builder.qkv("qkv", stream, args);
+            let args = AttentionArgs { heads, scale: 1.0, mask: Mask::Causal, layer };
+            let attended = builder.attention("attention", query, args);
+            builder.project_into("out", "out", attended, stream);
+        }
+        builder.logits("head", stream, 100);
+        let mut program = builder.finish();
+        let first = program.own_rows_from().expect("it ends with logits");
+        assert!(matches!(&program.steps[first - 1].op, Op::Qkv(op) if op.layer == 1));
+        assert_eq!(program.steps.len() - first, 3);
+        program.steps.pop();
+        assert_eq!(program.own_rows_from(), None);
     }
 }

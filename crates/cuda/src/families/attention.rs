@@ -186,12 +186,12 @@ pub struct Work {
 }
 
 impl Work {
-    /// Divides a batch.
-    pub fn divide(batch: &Batch<'_>, heads: Heads, route: Route) -> Work {
+    /// Divides the rows of a batch from `first` on.
+    pub fn divide(batch: &Batch<'_>, first: usize, heads: Heads, route: Route) -> Work {
         let step = route.tiling().map_or(1, |tiling| tiling.tokens(heads));
         let mut work = Work::default();
         for sequence in batch.sequences {
-            let rows = sequence.rows.clone();
+            let rows = sequence.rows.start.max(first)..sequence.rows.end;
             let single = match route {
                 Route::RowsAndTiles(..) => rows.len() == 1,
                 Route::Rows(_) => true,
@@ -304,7 +304,7 @@ mod tests {
         let positions: Vec<u32> = (100..120).chain([500]).chain([7, 8]).collect();
         let batch = batch_of(&sequences, &positions);
         for route in [BOTH, ROWS, TILES] {
-            let work = Work::divide(&batch, QWEN, route);
+            let work = Work::divide(&batch, 0, QWEN, route);
             let mut rows = work.rows.clone();
             for tile in &work.tiles {
                 assert!(tile.tokens * 7 <= 64);
@@ -313,7 +313,7 @@ mod tests {
             rows.sort_unstable();
             assert_eq!(rows, (0..23).collect::<Vec<u32>>(), "{route:?}");
         }
-        let work = Work::divide(&batch, QWEN, BOTH);
+        let work = Work::divide(&batch, 0, QWEN, BOTH);
         assert_eq!(work.rows, [20]);
         assert_eq!(work.tiles[0], Tile { first_row: 18, tokens: 2 });
         assert_eq!(work.span_bucket, 8);
