@@ -31,6 +31,7 @@ pub enum SourceFile {
     ProductMmaQkv,
     ProductMmaSmall,
     ProductWgmma,
+    ProductWgmmaQkv,
     Qkv,
     Rope,
     Sampling,
@@ -42,7 +43,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 24] = [
+    pub const ALL: [SourceFile; 25] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -60,6 +61,7 @@ impl SourceFile {
         SourceFile::ProductMmaQkv,
         SourceFile::ProductMmaSmall,
         SourceFile::ProductWgmma,
+        SourceFile::ProductWgmmaQkv,
         SourceFile::Qkv,
         SourceFile::Rope,
         SourceFile::Sampling,
@@ -89,6 +91,7 @@ impl SourceFile {
             SourceFile::ProductMmaQkv => "product_mma_qkv",
             SourceFile::ProductMmaSmall => "product_mma_small",
             SourceFile::ProductWgmma => "product_wgmma",
+            SourceFile::ProductWgmmaQkv => "product_wgmma_qkv",
             SourceFile::Qkv => "qkv",
             SourceFile::Rope => "rope",
             SourceFile::Sampling => "sampling",
@@ -166,6 +169,16 @@ impl SourceFile {
             SourceFile::ProductWgmma => concat!(
                 include_str!("../kernels/product.cuh"),
                 include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_wgmma.cuh"),
+                include_str!("../kernels/product_wgmma_plain.cuh"),
+                include_str!("../kernels/product_wgmma.cu")
+            ),
+            SourceFile::ProductWgmmaQkv => concat!(
+                include_str!("../kernels/cache.cuh"),
+                include_str!("../kernels/product.cuh"),
+                include_str!("../kernels/product_mma.cuh"),
+                include_str!("../kernels/product_wgmma.cuh"),
+                include_str!("../kernels/product_wgmma_qkv.cuh"),
                 include_str!("../kernels/product_wgmma.cu")
             ),
             SourceFile::Qkv => {

@@ -23,6 +23,7 @@ use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
 use crate::kernel::KernelSpec;
 
 pub(crate) use self::product::{Server, WeightProduct};
+use self::projection::FusedKernels;
 
 /// The formats that kernels are specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,36 +147,41 @@ pub(crate) fn required_kernels(
     kinds: &[AttentionKind],
     chooser: &Chooser,
 ) -> Vec<KernelSpec> {
-    let formats = Formats::of_plan(plan);
     let mut all: Vec<KernelSpec> = Vec::new();
     for step in &plan.program.steps {
-        let rows = match step.op {
-            Op::Logits(_) => limits.outputs,
-            _ => limits.rows,
-        };
-        let products = formats.products(&plan.program, &step.op);
-        let gather = gathers(&step.op, &products, rows, chooser);
-        let products = products.iter().flat_map(|product| product.kernels(rows, chooser));
-        let attention = match &step.op {
-            Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
-            _ => vec![],
-        };
-        let fused = match &step.op {
-            Op::Qkv(op) => formats.fused_qkv_kernels(&plan.program, op, rows, chooser),
-            _ => vec![],
-        };
-        for spec in products
-            .chain(gather)
-            .chain(formats.other(&plan.program, &step.op, chooser))
-            .chain(attention)
-            .chain(fused)
-        {
+        for spec in step_kernels(plan, &step.op, limits, kinds, chooser) {
             if !all.contains(&spec) {
                 all.push(spec);
             }
         }
     }
     all
+}
+
+fn step_kernels(
+    plan: &Plan,
+    op: &Op,
+    limits: &Limits,
+    kinds: &[AttentionKind],
+    chooser: &Chooser,
+) -> Vec<KernelSpec> {
+    let (formats, program) = (Formats::of_plan(plan), &plan.program);
+    let rows = match op {
+        Op::Logits(_) => limits.outputs,
+        _ => limits.rows,
+    };
+    let more = match op {
+        Op::Attention(op) => attention_kernels(formats, op.heads, kinds),
+        Op::Qkv(op) => match formats.fused_qkv_kernels(program, op, rows, chooser) {
+            FusedKernels::Always(kernels) => return kernels,
+            FusedKernels::Sometimes(kernels) => kernels,
+        },
+        _ => vec![],
+    };
+    let products = formats.products(program, op);
+    let gather = gathers(op, &products, rows, chooser);
+    let products = products.iter().flat_map(|product| product.kernels(rows, chooser));
+    products.chain(gather).chain(formats.other(program, op, chooser)).chain(more).collect()
 }
 
 /// Whether all launches of a run can be recorded in a graph: a library's cannot be added to one as nodes. Capturing its
@@ -225,9 +231,10 @@ pub(crate) fn choose(
     };
     let text = |spec: KernelSpec| spec.to_string();
     if let Op::Qkv(op) = op
-        && let Some((spec, _)) = formats.fused_qkv(program, op, rows, chooser)
+        && let Some((fused, variant)) = formats.fused_qkv(program, op, rows, chooser)
     {
-        return KernelChoice { kernel: text(spec), why };
+        let why = projection::why(variant, rows, chooser).unwrap_or(why);
+        return KernelChoice { kernel: text(fused.spec(variant)), why };
     }
     let gather = gathers(op, &products, rows, chooser).map(text);
     let products = products.iter().map(|product| product.name(rows, chooser));

@@ -334,8 +334,8 @@ impl Runner<'_> {
         let kv = self.cache.ok_or(StepError::Missing("KV cache"))?;
         let formats = Formats::of_plan(self.plan);
         let fused = formats.fused_qkv(&self.plan.program, op, self.rows.tokens, self.chooser);
-        if let Some((spec, launch)) = fused {
-            return self.fused_qkv(op, kv, &spec, launch);
+        if let Some((fused, variant)) = fused {
+            return self.fused_qkv(op, kv, fused, variant);
         }
         let products = self.scratch.floats.address();
         let stride = row_stride(self.weights.get(op.weight).rows, Format::F32);
@@ -372,16 +372,15 @@ impl Runner<'_> {
         &self,
         op: &op::Qkv,
         kv: &KvCache,
-        spec: &KernelSpec,
-        launch: Launch,
+        fused: qkv::Fused,
+        variant: qkv::FusedVariant,
     ) -> Result<(), StepError> {
         let tables = self.tables.ok_or(StepError::Missing("rotary embedding"))?;
-        let target = Target { bias: op.bias, ..self.store(op.query, Epilogue::SwiGlu) };
         let input = self.all_rows(op.input);
-        let matrix = self.weights.get(op.weight);
-        let features = qkv::fused_shape(op.heads, input.rows, matrix.columns).features;
+        let (product, shape) = fused.product(variant, input.rows);
+        let target = Target { bias: op.bias, ..self.store(op.query, product.epilogue) };
         let args = qkv::FusedArgs {
-            product: self.product_args(op.weight, features, &input, &target),
+            product: self.product_args(op.weight, shape.features, &input, &target),
             batch: self.uploaded.view(),
             cache: kv.layer(op.layer),
             cos: tables.cos(),
@@ -391,7 +390,14 @@ impl Runner<'_> {
             context: tables.context,
             unused: 0,
         };
-        self.launch(spec, launch, &args)
+        let launch = fused.launch_shape(variant, input.rows, self.chooser.device());
+        let spec = fused.spec(variant);
+        match variant {
+            qkv::FusedVariant::Few(_) => self.launch(&spec, launch, &args),
+            qkv::FusedVariant::Many(tile) => {
+                self.launch(&spec, launch, &wgmma::qkv_args(product, tile, &args)?)
+            }
+        }
     }
 
     fn attention(&self, op: &op::Attention) -> Result<(), StepError> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mantissa_cuda::compile::{Arch, Compiler, Nvrtc};
 use mantissa_cuda::families::norm::Addition;
-use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape, Variant};
+use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
 use mantissa_cuda::families::{
     attention, ceilings, elementwise, embedding, library, norm, products, qkv, rope, sampling, sdpa, softmax,
 };
@@ -91,20 +91,20 @@ fn fused_qkv_kernels(
     cache: CacheFormat,
     heads: &[Heads],
 ) -> Vec<KernelSpec> {
-    let product = qkv::fused_product(weights, activations);
     let mut all = Vec::new();
-    for heads in heads.iter().filter(|_| cache.scales.is_none()) {
+    for &heads in heads.iter().filter(|_| cache.scales.is_none()) {
         for (device, columns) in
             DEVICES.into_iter().flat_map(|device| [896, 2_048].map(|columns| (device, columns)))
         {
-            let shape = qkv::fused_shape(*heads, 32, columns);
-            let variants = products::variants(product, shape, device, Preferences::default());
-            all.extend(variants.into_iter().filter_map(|variant| match variant {
-                Variant::SmallMatrix(small) => {
-                    Some(qkv::fused_spec(product, small, columns, heads.dim, cache))
+            let fused = qkv::Fused { weights, activations, cache, heads, columns };
+            let chosen = |rows| fused.choose(rows, device, Preferences::default());
+            let variants = (1..=MOST_ROWS).filter_map(chosen).fold(Vec::new(), |mut known, variant| {
+                if !known.contains(&variant) {
+                    known.push(variant);
                 }
-                _ => None,
-            }));
+                known
+            });
+            all.extend(variants.into_iter().map(|variant| fused.spec(variant)));
         }
     }
     all
@@ -191,6 +191,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
             | SourceFile::ProductMmaQkv
             | SourceFile::ProductMmaSmall
             | SourceFile::ProductWgmma
+            | SourceFile::ProductWgmmaQkv
             | SourceFile::Norm
             | SourceFile::SoftmaxVec
             | SourceFile::Sampling
@@ -207,7 +208,7 @@ fn spilled(log: &str) -> u64 {
 
 /// Whether a kernel is one of those that run on an architecture: wgmma is Hopper's alone.
 fn runs_on(spec: &KernelSpec, arch: Arch) -> bool {
-    spec.file != SourceFile::ProductWgmma || arch == HOPPER
+    !matches!(spec.file, SourceFile::ProductWgmma | SourceFile::ProductWgmmaQkv) || arch == HOPPER
 }
 
 /// Compiles on two threads and returns what went wrong, by kernel.

@@ -1,5 +1,5 @@
-//! What follows the projection of queries, keys and values: `kernels/qkv.cu`, and for few rows the projection itself,
-//! `kernels/product_small_qkv.cuh`.
+//! What follows the projection of queries, keys and values: `kernels/qkv.cu`, and with the projection itself
+//! `kernels/product_small_qkv.cuh` for few rows, on Hopper `kernels/product_wgmma_qkv.cuh` for many.
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::CacheFormat;
@@ -8,7 +8,10 @@ use mantissa_ops::program::RopeSpec;
 
 use super::batch::BatchView;
 use super::cache::{self, CacheLayer};
-use super::products::{self, Epilogue, Product, ProductArgs, Shape, SmallMatrix, Variant};
+use super::products::{
+    self, Capabilities, Epilogue, Preferences, Product, ProductArgs, Shape, SmallMatrix, Variant,
+};
+use super::wgmma;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 
 /// Values of a head, at most.
@@ -53,8 +56,8 @@ pub fn launch_shape(heads: Heads, rows: usize) -> Launch {
     Launch { grid: [rows as u32, vectors.div_ceil(WARPS) as u32, 1], block: 32 * WARPS as u32, shared: 0 }
 }
 
-/// Arguments of the projection that finishes its outputs itself; strides in values. The product's features are pairs, and its
-/// output the queries.
+/// Arguments of the projection that finishes its outputs itself; strides in values. The product's output are the queries, and
+/// its features pairs for few rows, all outputs for many.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs, reason = "the kernel's file says what they are")]
@@ -70,6 +73,30 @@ pub struct FusedArgs {
     pub unused: u32,
 }
 
+/// A projection that finishes its outputs itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// Format of the weights.
+    pub weights: Format,
+    /// Format of the activations.
+    pub activations: Format,
+    /// Format of the cache.
+    pub cache: CacheFormat,
+    /// Heads.
+    pub heads: Heads,
+    /// Columns of the weights.
+    pub columns: usize,
+}
+
+/// The kernel of a fused projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FusedVariant {
+    /// For few rows.
+    Few(SmallMatrix),
+    /// For many rows on Hopper, with arguments that describe matrices for this tile.
+    Many(wgmma::Tile),
+}
+
 /// Whether the projection can finish its outputs: pairs of whole heads rotate, and no number needs its head's others, as it
 /// does for a norm or a scale of the cache.
 pub fn can_fuse(op: &op::Qkv, rope: Option<&RopeSpec>, cache: CacheFormat) -> bool {
@@ -78,30 +105,68 @@ pub fn can_fuse(op: &op::Qkv, rope: Option<&RopeSpec>, cache: CacheFormat) -> bo
     turned && op.head_norms.is_none() && cache.scales.is_none()
 }
 
-/// The product of the fused projection: like SwiGLU's, an output is of two rows of the weights.
-pub fn fused_product(weights: Format, activations: Format) -> Product {
-    Product { weights, activations, epilogue: Epilogue::SwiGlu }
-}
+impl Fused {
+    /// The product as a variant sees it, and its shape for a number of rows. For few rows it is like SwiGLU's: an output is of
+    /// two rows of the weights, a pair.
+    pub fn product(self, variant: FusedVariant, rows: usize) -> (Product, Shape) {
+        match variant {
+            FusedVariant::Few(_) => self.pairs(rows),
+            FusedVariant::Many(_) => self.outputs(rows),
+        }
+    }
 
-/// Its shape for `rows` rows and as many columns as the input has.
-pub fn fused_shape(heads: Heads, rows: usize, columns: usize) -> Shape {
-    Shape { rows, features: (heads.query + 2 * heads.key_value) * heads.dim / 2, columns }
-}
+    fn pairs(self, rows: usize) -> (Product, Shape) {
+        let (product, shape) = self.outputs(rows);
+        let product = Product { epilogue: Epilogue::SwiGlu, ..product };
+        (product, Shape { features: shape.features / 2, ..shape })
+    }
 
-/// The kernel of the fused projection.
-pub fn fused_spec(
-    product: Product,
-    small: SmallMatrix,
-    columns: usize,
-    dim: usize,
-    cache: CacheFormat,
-) -> KernelSpec {
-    let KernelSpec { mut aliases, entry, .. } = products::spec(product, Variant::SmallMatrix(small), columns);
-    let activations = Alias::format("A", product.activations);
-    aliases
-        .extend(cache::aliases(product.activations, cache).into_iter().filter(|alias| *alias != activations));
-    aliases.push(Alias::count("DIM", dim as u32));
-    KernelSpec { file: SourceFile::ProductMmaQkv, entry, aliases }
+    fn outputs(self, rows: usize) -> (Product, Shape) {
+        let Fused { weights, activations, heads, columns, .. } = self;
+        let features = (heads.query + 2 * heads.key_value) * heads.dim;
+        (Product { weights, activations, epilogue: Epilogue::Plain }, Shape { rows, features, columns })
+    }
+
+    /// The kernel for a number of rows, where there is one.
+    pub fn choose(self, rows: usize, device: Capabilities, preferences: Preferences) -> Option<FusedVariant> {
+        let (product, shape) = self.pairs(rows);
+        match products::choose(product, shape, device, preferences) {
+            Variant::SmallMatrix(small) => Some(FusedVariant::Few(small)),
+            Variant::Wgmma(_) => {
+                let (product, shape) = self.outputs(rows);
+                wgmma::choose_qkv(product, shape, self.heads.dim, device).map(FusedVariant::Many)
+            }
+            Variant::SmallFma { .. } | Variant::Gemm { .. } => None,
+        }
+    }
+
+    /// The kernel.
+    pub fn spec(self, variant: FusedVariant) -> KernelSpec {
+        let (product, shape) = self.product(variant, 0);
+        let (file, KernelSpec { mut aliases, entry, .. }) = match variant {
+            FusedVariant::Few(small) => {
+                let variant = Variant::SmallMatrix(small);
+                (SourceFile::ProductMmaQkv, products::spec(product, variant, shape.columns))
+            }
+            FusedVariant::Many(tile) => (SourceFile::ProductWgmmaQkv, wgmma::spec(product, tile)),
+        };
+        let activations = Alias::format("A", product.activations);
+        let of_cache = cache::aliases(product.activations, self.cache).into_iter();
+        aliases.extend(of_cache.filter(|alias| *alias != activations));
+        aliases.push(Alias::count("DIM", self.heads.dim as u32));
+        KernelSpec { file, entry, aliases }
+    }
+
+    /// The launch for a number of rows.
+    pub fn launch_shape(self, variant: FusedVariant, rows: usize, device: Capabilities) -> Launch {
+        let (product, shape) = self.product(variant, rows);
+        match variant {
+            FusedVariant::Few(small) => {
+                products::launch_shape(product, Variant::SmallMatrix(small), shape, device)
+            }
+            FusedVariant::Many(tile) => wgmma::qkv_launch(product, tile, shape, device),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
-//! Tensor-core products of many rows on Hopper: `kernels/product_wgmma.cu`.
+//! Tensor-core products of many rows on Hopper: `kernels/product_wgmma.cu`. The projection of queries, keys and values with
+//! what follows it is one of them ([`qkv_args`]).
 //!
 //! Same order of sums as the other tensor-core products, so that the choice between them never shows. `wgmma` exists on
 //! compute capability 9.0 alone.
 
 use super::products::{self, Capabilities, Epilogue, Product, ProductArgs, Shape};
+use super::qkv::FusedArgs;
 use crate::compile::Arch;
 use crate::error::CudaError;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
@@ -13,6 +15,8 @@ use crate::tensor_map::{BoxWidth, CopyBox, Matrix, TensorMap};
 const DEPTH: usize = 64;
 /// Rows of the input that a warpgroup multiplies.
 const GROUP_ROWS: usize = 64;
+/// Bytes of a barrier.
+const BARRIER: usize = 8;
 
 /// Arguments of the kernel. `product` says again what the maps do not; its `wanted` is null.
 #[repr(C, align(64))]
@@ -24,6 +28,16 @@ pub struct Args {
     pub residual: TensorMap,
     pub out: TensorMap,
     pub product: ProductArgs,
+}
+
+/// Arguments of the kernel that finishes the projection of queries, keys and values.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the kernel's file says what they are")]
+pub struct QkvArgs {
+    pub weights: TensorMap,
+    pub input: TensorMap,
+    pub fused: FusedArgs,
 }
 
 /// What a block computes at a time.
@@ -70,13 +84,20 @@ impl Tile {
         (width, if out_bytes(product) == 4 { boxes.div_ceil(2) } else { boxes })
     }
 
-    /// Bytes of shared memory: stages, outputs, and barriers.
+    /// Bytes of shared memory: stages and their barriers.
+    fn stage_bytes(self) -> usize {
+        self.stages as usize * ((self.rows() + self.weight_rows as usize) * DEPTH * 2 + 2 * BARRIER)
+    }
+
+    /// With outputs and the barriers of residuals.
     fn shared(self, product: Product) -> usize {
-        let (groups, stages) = (self.groups as usize, self.stages as usize);
         let (width, boxes) = self.boxes(product);
-        stages * (self.rows() + self.weight_rows as usize) * DEPTH * 2
-            + groups * boxes * GROUP_ROWS * width.bytes()
-            + 8 * (2 * stages + groups)
+        self.stage_bytes() + self.groups as usize * (boxes * GROUP_ROWS * width.bytes() + BARRIER)
+    }
+
+    /// With what the end of the projection notes: two words for each row, a bias for each output, and two barriers.
+    fn qkv_shared(self) -> usize {
+        self.stage_bytes() + self.rows() * 8 + self.weight_rows as usize * 4 + 2 * BARRIER
     }
 
     /// A warpgroup beside those that multiply has the warps that copy.
@@ -97,15 +118,26 @@ pub(super) fn serves(device: Capabilities) -> bool {
     device.arch == Arch { major: 9, minor: 0 }
 }
 
-/// The tile that is expected to take the least time: that of a stage, for as many tiles as one multiprocessor gets.
+/// The expected time of a product: that of a stage, for as many tiles as one multiprocessor gets.
+fn time(product: Product, shape: Shape, device: Capabilities, (tile, nanoseconds): (Tile, usize)) -> usize {
+    tile.tiles(product, shape).div_ceil(device.multiprocessors as usize) * nanoseconds
+}
+
+/// The tile that is expected to take the least time.
 pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Tile {
-    let rounds = |tile: Tile| tile.tiles(product, shape).div_ceil(device.multiprocessors as usize);
-    let time = |(tile, nanoseconds)| rounds(tile) * nanoseconds;
+    let time = |tile| time(product, shape, device, tile);
     // The largest leaves no registers for biases and residuals.
     let [largest, second, rest @ ..] = TILES;
     let first = if product.epilogue == Epilogue::Store { second } else { largest };
     let others = [second].into_iter().chain(rest);
     others.fold(first, |best, other| if time(other) < time(best) { other } else { best }).0
+}
+
+/// The tile for a projection of queries, keys and values whose outputs the kernel finishes, if one is of whole heads.
+pub fn choose_qkv(product: Product, shape: Shape, dim: usize, device: Capabilities) -> Option<Tile> {
+    let whole = TILES.into_iter().filter(|(tile, _)| (tile.weight_rows as usize).is_multiple_of(dim));
+    let quickest = whole.min_by_key(|&tile| time(product, shape, device, tile));
+    quickest.filter(|_| serves(device)).map(|(tile, _)| tile)
 }
 
 /// The kernel of a tile.
@@ -126,38 +158,53 @@ pub fn launch_shape(product: Product, tile: Tile, shape: Shape, device: Capabili
     Launch { grid: [blocks as u32, 1, 1], block: tile.threads(), shared: tile.shared(product) as u32 }
 }
 
+/// That of a projection whose outputs the kernel finishes.
+pub(crate) fn qkv_launch(product: Product, tile: Tile, shape: Shape, device: Capabilities) -> Launch {
+    Launch { shared: tile.qkv_shared() as u32, ..launch_shape(product, tile, shape, device) }
+}
+
 /// The arguments for those that the other kernels take.
 ///
 /// # Errors
 /// Where the driver cannot describe the matrices.
 pub fn args(product: Product, tile: Tile, args: &ProductArgs) -> Result<Args, CudaError> {
-    let (rows, features, columns) = (args.rows as usize, args.features as usize, args.columns as usize);
-    let operand = |address, rows, stride: u64| Matrix {
-        address,
-        rows,
-        columns,
-        stride: stride as usize * 2,
-        value_bytes: 2,
-    };
+    let (rows, columns) = (args.rows as usize, args.features as usize);
     let result = |address, stride: u64| {
         let value_bytes = out_bytes(product);
-        Matrix { address, rows, columns: features, stride: stride as usize * value_bytes, value_bytes }
+        Matrix { address, rows, columns, stride: stride as usize * value_bytes, value_bytes }
     };
-    let wide = |rows| CopyBox { rows, width: BoxWidth::Bytes128 };
     let stored = CopyBox { rows: GROUP_ROWS, width: tile.boxes(product).0 };
     let residual = match args.residual {
         0 => TensorMap::NONE,
         address => TensorMap::new(result(address, args.residual_stride), stored)?,
     };
-    let weights = operand(args.weights, features * product.parts() as usize, args.weight_stride);
-    Ok(Args {
+    let [weights, input] = operands(product, tile, args)?;
+    let out = TensorMap::new(result(args.out, args.out_stride), stored)?;
+    Ok(Args { weights, input, residual, out, product: *args })
+}
+
+/// The arguments of the kernel that finishes the projection of queries, keys and values.
+///
+/// # Errors
+/// As [`args`].
+pub fn qkv_args(product: Product, tile: Tile, fused: &FusedArgs) -> Result<QkvArgs, CudaError> {
+    let [weights, input] = operands(product, tile, &fused.product)?;
+    Ok(QkvArgs { weights, input, fused: *fused })
+}
+
+/// The weights and the input, in boxes of the columns of a stage.
+fn operands(product: Product, tile: Tile, args: &ProductArgs) -> Result<[TensorMap; 2], CudaError> {
+    let operand = |address, rows, stride: u64, box_rows| {
+        let columns = args.columns as usize;
+        let matrix = Matrix { address, rows, columns, stride: stride as usize * 2, value_bytes: 2 };
+        TensorMap::new(matrix, CopyBox { rows: box_rows, width: BoxWidth::Bytes128 })
+    };
+    let weight_rows = args.features as usize * product.parts() as usize;
+    Ok([
         // Gates and ups are copied each for itself.
-        weights: TensorMap::new(weights, wide(tile.features(product)))?,
-        input: TensorMap::new(operand(args.input, rows, args.input_stride), wide(tile.rows()))?,
-        residual,
-        out: TensorMap::new(result(args.out, args.out_stride), stored)?,
-        product: *args,
-    })
+        operand(args.weights, weight_rows, args.weight_stride, tile.features(product))?,
+        operand(args.input, args.rows as usize, args.input_stride, tile.rows())?,
+    ])
 }
 
 #[cfg(test)]
@@ -179,13 +226,16 @@ mod tests {
         assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
         assert_eq!((size_of::<Args>(), align_of::<Args>()), (640, 64));
         assert_eq!(std::mem::offset_of!(Args, product), 512);
+        assert_eq!((size_of::<QkvArgs>(), align_of::<QkvArgs>()), (512, 64));
+        assert_eq!(std::mem::offset_of!(QkvArgs, fused), 256);
     }
 
     #[test]
     fn every_tile_fits_shared_memory_and_the_limits_of_the_copy_engine() {
         for (tile, _) in TILES {
             for product in EPILOGUES.map(product) {
-                assert!(tile.shared(product) <= H200.shared_per_block as usize, "{tile:?} {product:?}");
+                let shared = tile.shared(product).max(tile.qkv_shared());
+                assert!(shared <= H200.shared_per_block as usize, "{tile:?} {product:?}");
                 assert!(tile.rows() <= 256 && tile.weight_rows <= 256);
                 let (width, boxes) = tile.boxes(product);
                 let rounds = if product.epilogue == Epilogue::Plain { 2 } else { 1 };
@@ -208,6 +258,20 @@ mod tests {
         assert_eq!(choice(Plain, [2048, 1152, 896]), [128, 192]);
         assert_eq!(choice(SwiGlu, [8192, 8192, 2048]), [128, 192]);
         assert_eq!(choice(Store, [8192, 2048, 2048]), [128, 128]);
+    }
+
+    #[test]
+    fn projections_take_tiles_of_whole_heads() {
+        let choice = |rows, dim| {
+            let shape = Shape { rows, features: 24 * dim, columns: 2048 };
+            choose_qkv(product(Epilogue::Plain), shape, dim, H200).map(|tile| tile.weight_rows)
+        };
+        assert_eq!([512, 8192].map(|rows| choice(rows, 64)), [Some(128), Some(192)]);
+        assert_eq!([512, 8192].map(|rows| choice(rows, 128)), [Some(128), Some(128)]);
+        assert_eq!([96, 80].map(|dim| choice(8192, dim)), [Some(192), None]);
+        let other = Capabilities { arch: Arch { major: 10, minor: 0 }, ..H200 };
+        let shape = Shape { rows: 512, features: 1152, columns: 896 };
+        assert_eq!(choose_qkv(product(Epilogue::Plain), shape, 64, other), None);
     }
 
     #[test]

@@ -138,11 +138,14 @@ impl WeightProduct {
                 )
             }
             Variant::Gemm { tile, .. } => format!("{rows} rows: tiles of {tile} by {tile} reuse each weight"),
-            Variant::Wgmma(tile) => {
-                format!("{rows} rows: tiles of {} by {} reuse each weight", tile.rows(), tile.weight_rows)
-            }
+            Variant::Wgmma(tile) => tiles_reuse(rows, tile),
         }
     }
+}
+
+/// Why a tile was chosen.
+pub(super) fn tiles_reuse(rows: usize, tile: wgmma::Tile) -> String {
+    format!("{rows} rows: tiles of {} by {} reuse each weight", tile.rows(), tile.weight_rows)
 }
 
 /// The library's name in plans.

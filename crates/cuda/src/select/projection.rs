@@ -1,31 +1,42 @@
-//! The projection of queries, keys and values by one kernel, for few rows.
+//! The projection of queries, keys and values by one kernel.
 
 use mantissa_ops::{Program, op};
 
+use super::product::tiles_reuse;
 use super::{Chooser, Formats};
 use crate::families::library;
-use crate::families::products::{self, Shape, Variant};
-use crate::families::qkv;
-use crate::kernel::{KernelSpec, Launch};
+use crate::families::products::VariantPreference;
+use crate::families::qkv::{self, Fused, FusedVariant};
+use crate::kernel::KernelSpec;
+
+/// The kernels of a projection for several numbers of rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FusedKernels {
+    /// Each number of rows is served by one of them.
+    Always(Vec<KernelSpec>),
+    /// Some are, if there are any.
+    Sometimes(Vec<KernelSpec>),
+}
 
 impl Formats {
-    /// The kernel for a number of rows, and its launch, where one does all of it.
+    /// The projection and its kernel for a number of rows, where one does all of it.
     pub fn fused_qkv(
         self,
         program: &Program,
         op: &op::Qkv,
         rows: usize,
         chooser: &Chooser,
-    ) -> Option<(KernelSpec, Launch)> {
-        let product = qkv::fused_product(self.weights, self.activations);
-        let library = library::serves_rows(product, rows, chooser.preferences);
-        if library || !qkv::can_fuse(op, program.rope.as_ref(), self.cache) {
+    ) -> Option<(Fused, FusedVariant)> {
+        let Formats { weights, activations, cache } = self;
+        if !qkv::can_fuse(op, program.rope.as_ref(), cache) {
             return None;
         }
-        let shape = qkv::fused_shape(op.heads, rows, program.weight(op.weight).columns);
-        let variant = products::choose(product, shape, chooser.device, chooser.preferences);
-        let spec = self.fused_spec(op, variant, shape)?;
-        Some((spec, products::launch_shape(product, variant, shape, chooser.device)))
+        let columns = program.weight(op.weight).columns;
+        let fused = Fused { weights, activations, cache, heads: op.heads, columns };
+        let variant = fused.choose(rows, chooser.device, chooser.preferences)?;
+        let (product, _) = fused.product(variant, rows);
+        let library = library::serves_rows(product, rows, chooser.preferences);
+        (!library).then_some((fused, variant))
     }
 
     /// The kernels for all numbers of rows up to `most`.
@@ -35,19 +46,24 @@ impl Formats {
         op: &op::Qkv,
         most: usize,
         chooser: &Chooser,
-    ) -> Vec<KernelSpec> {
-        if !qkv::can_fuse(op, program.rope.as_ref(), self.cache) {
-            return vec![];
+    ) -> FusedKernels {
+        let (mut found, mut each) = (Vec::new(), true);
+        for rows in 1..=most {
+            match self.fused_qkv(program, op, rows, chooser) {
+                Some(fused) if found.contains(&fused) => {}
+                Some(fused) => found.push(fused),
+                None => each = false,
+            }
         }
-        let product = qkv::fused_product(self.weights, self.activations);
-        let shape = qkv::fused_shape(op.heads, most, program.weight(op.weight).columns);
-        let variants = products::variants(product, shape, chooser.device, chooser.preferences);
-        variants.into_iter().filter_map(|variant| self.fused_spec(op, variant, shape)).collect()
+        let kernels = found.into_iter().map(|(fused, variant)| fused.spec(variant)).collect();
+        if each { FusedKernels::Always(kernels) } else { FusedKernels::Sometimes(kernels) }
     }
+}
 
-    fn fused_spec(self, op: &op::Qkv, variant: Variant, shape: Shape) -> Option<KernelSpec> {
-        let Variant::SmallMatrix(small) = variant else { return None };
-        let product = qkv::fused_product(self.weights, self.activations);
-        Some(qkv::fused_spec(product, small, shape.columns, op.heads.dim, self.cache))
+/// Why a kernel does all of a projection, where that is not why one was chosen for the product alone.
+pub(super) fn why(variant: FusedVariant, rows: usize, chooser: &Chooser) -> Option<String> {
+    match (variant, chooser.preferences.variant) {
+        (FusedVariant::Many(tile), VariantPreference::Auto) => Some(tiles_reuse(rows, tile)),
+        _ => None,
     }
 }

@@ -224,14 +224,16 @@ fn the_projection_is_finished_by_its_own_kernel_where_no_number_needs_its_whole_
     };
     let qwen2 = find(&program);
     let fused = |formats: Formats, program: &Program, op: &op::Qkv, rows| {
-        formats.fused_qkv(program, op, rows, &chooser).map(|(spec, _)| spec)
+        formats.fused_qkv(program, op, rows, &chooser).map(|(fused, variant)| fused.spec(variant))
     };
-    let ready = plain.fused_qkv_kernels(&program, &qwen2, MOST_ROWS, &chooser);
-    for rows in 1..=32 {
+    let FusedKernels::Always(ready) = plain.fused_qkv_kernels(&program, &qwen2, MOST_ROWS, &chooser) else {
+        panic!("every number of rows");
+    };
+    for rows in (1..=40).chain((41..=MOST_ROWS).step_by(37)) {
         let spec = fused(plain, &program, &qwen2, rows).unwrap();
-        assert!(spec.file == SourceFile::ProductMmaQkv && ready.contains(&spec), "{spec}");
+        let file = if rows <= 32 { SourceFile::ProductMmaQkv } else { SourceFile::ProductWgmmaQkv };
+        assert!(spec.file == file && ready.contains(&spec), "{spec}");
     }
-    assert_eq!(fused(plain, &program, &qwen2, 33), None);
     // Norms of heads, scales of the cache, part of a head that rotates, and the FMA units.
     let norms = op::HeadNorms { query: qwen2.weight, key: qwen2.weight, eps: 1e-6 };
     let qwen3 = op::Qkv { head_norms: Some(norms), ..qwen2.clone() };
@@ -243,8 +245,17 @@ fn the_projection_is_finished_by_its_own_kernel_where_no_number_needs_its_whole_
     assert_eq!(fused(Formats { cache: scaled, ..plain }, &program, &qwen2, 1), None);
     assert_eq!(fused(plain, &partial, &qwen2, 1), None);
     assert_eq!(fused(f32s, &program, &qwen2, 1), None);
+    // Heads that no tile is a multiple of.
+    let wide = op::Qkv { heads: Heads { dim: 80, ..qwen2.heads }, ..qwen2.clone() };
+    let mut other = program.clone();
+    other.rope.as_mut().unwrap().rotary_dim = 80;
+    assert!(matches!(
+        plain.fused_qkv_kernels(&other, &wide, MOST_ROWS, &chooser),
+        FusedKernels::Sometimes(kernels) if !kernels.is_empty()
+    ));
     for (program, op) in [(&program, &qwen3), (&partial, &qwen2)] {
-        assert!(plain.fused_qkv_kernels(program, op, MOST_ROWS, &chooser).is_empty());
+        let none = FusedKernels::Sometimes(vec![]);
+        assert_eq!(plain.fused_qkv_kernels(program, op, MOST_ROWS, &chooser), none);
     }
 }
 

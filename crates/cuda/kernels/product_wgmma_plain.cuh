@@ -1,0 +1,145 @@
+// What product_wgmma.cu makes of its sums where they become the rows of one matrix: they leave through shared memory, in
+// boxes that the copy engine stores.
+
+constexpr int OUT_BYTES = EPILOGUE == PLAIN ? 4 : 2;
+// Boxes are of 64 rows of BOX_BYTES. ROUNDS reuse BOXES of them.
+constexpr int BOX_BYTES = FEATURES * OUT_BYTES % 128 == 0 ? 128 : 64;
+constexpr int BOX_FEATURES = BOX_BYTES / OUT_BYTES;
+constexpr int ROUNDS = EPILOGUE == PLAIN ? 2 : 1;
+constexpr int BOXES = FEATURES / BOX_FEATURES / ROUNDS;
+constexpr int GROUP_BOXES_BYTES = BOXES * GROUP_TOKENS * BOX_BYTES;
+// A round takes as many stages of a segment as there are to hide it behind; each finishes UNITS columns of eight outputs.
+constexpr int STAGES_OF_ROUND = STAGES_OF_SEGMENT / ROUNDS;
+constexpr int UNITS = FEATURES / 8 / STAGES_OF_SEGMENT;
+
+static_assert(BOXES * ROUNDS * BOX_FEATURES == FEATURES, "whole boxes");
+
+// Shared memory before the barriers, of which there is one for each warpgroup.
+constexpr int EPILOGUE_BYTES = GROUPS * GROUP_BOXES_BYTES;
+
+// Mirrored by Args in families/wgmma.rs.
+struct Args {
+    TensorMap weights;
+    TensorMap input;
+    TensorMap residual;
+    TensorMap out;
+    ProductArgs product;
+};
+
+__device__ __forceinline__ void init_epilogue(u32 barriers) {
+    for (int i = 0; i < GROUPS; ++i) barrier_init(barriers + i * 8, 1);
+}
+
+// Nothing is to be prepared for the epilogue.
+__device__ __forceinline__ void prepare(const Args&, const Tiles&, u32, u32) {}
+
+// What becomes of the sums of one warpgroup's part of a tile.
+struct Finisher {
+    const Args& args;
+    u32 boxes;
+    u32 residual_full;
+    u32 group;
+    u32 parity = 0;
+    // Of the part whose sums are ready.
+    OutputTile tile{};
+
+    __device__ __forceinline__ Finisher(const Args& args, u32 boxes, u32 barriers, u32 group)
+        : args(args), boxes(boxes + group * GROUP_BOXES_BYTES), residual_full(barriers + group * 8), group(group) {}
+
+    __device__ __forceinline__ bool adds_residual() const { return EPILOGUE == STORE && args.product.residual != nullptr; }
+
+    // Has the residual brought to where the outputs will be.
+    __device__ __forceinline__ void begin(const OutputTile& tile) const {
+        if (!adds_residual() || !leads()) return;
+        stores_wait_read();
+        barrier_expect(residual_full, GROUP_BOXES_BYTES);
+        for (int box = 0; box < BOXES; ++box) {
+            load_box(box_at(box), args.residual, tile.feature + box * BOX_FEATURES, tile.token, residual_full);
+        }
+    }
+
+    // Finishes what is due behind one stage of a segment. All of them together finish the tile.
+    template <int STAGE>
+    __device__ __forceinline__ void finish_behind(const Sums& totals) {
+        if constexpr (STAGE % STAGES_OF_ROUND == 0) {
+            if (adds_residual()) {
+                barrier_wait(residual_full, parity);
+                parity ^= 1;
+            } else {
+                if (leads()) stores_wait_read();
+                group_sync(group);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < UNITS; ++i) finish_unit<STAGE % STAGES_OF_ROUND * UNITS>(totals, STAGE * UNITS + i, i);
+        if constexpr (STAGE % STAGES_OF_ROUND == STAGES_OF_ROUND - 1) {
+            fence_copies();
+            group_sync(group);
+            if (!leads()) return;
+            constexpr int FIRST = STAGE / STAGES_OF_ROUND * BOXES;
+            for (int box = 0; box < BOXES; ++box) {
+                store_box(args.out, tile.feature + (FIRST + box) * BOX_FEATURES, tile.token, box_at(box));
+            }
+            stores_commit();
+        }
+    }
+
+    // Waits until all outputs are on their way.
+    __device__ __forceinline__ void end() const {
+        if (leads()) stores_wait();
+    }
+
+private:
+    __device__ __forceinline__ bool leads() const { return threadIdx.x % 128 == 0; }
+    __device__ __forceinline__ u32 box_at(int box) const { return boxes + box * GROUP_TOKENS * BOX_BYTES; }
+
+    // Where the pack of 16 bytes with this number among those of the round lies.
+    __device__ __forceinline__ u32 place(u32 row, u32 pack) const {
+        constexpr u32 PACKS = BOX_BYTES / 16;
+        const u32 within = BOX_BYTES == 128 ? pack % PACKS ^ row % 8 : pack % PACKS ^ row / 2 % 4;
+        return box_at(pack / PACKS) + row * BOX_BYTES + within * 16;
+    }
+
+    // Eight outputs of each row: number `unit` of the tile, `FIRST + i` of the round.
+    template <int FIRST>
+    __device__ __forceinline__ void finish_unit(const Sums& totals, int unit, int i) const {
+        const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const u32 row = threadIdx.x % 128 / 32 * 16 + g + half * 8;
+            const int at = unit * 4 + half * 2;
+            if constexpr (EPILOGUE == PLAIN) {
+                const u32 to = place(row, (FIRST + i) * 2 + t / 2) + t % 2 * 8;
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(totals[at]), "f"(totals[at + 1]) : "memory");
+            } else {
+                const u32 to = place(row, FIRST + i) + t * 4;
+                float values[2];
+                if constexpr (EPILOGUE == SWIGLU) {
+                    values[0] = silu(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
+                    values[1] = silu(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
+                } else {
+                    const u32 feature = tile.feature + unit * 8 + t * 2;
+                    values[0] = scaled(feature, totals[at]);
+                    values[1] = scaled(feature + 1, totals[at + 1]);
+                    if (adds_residual()) add_residual(to, values);
+                }
+                asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(encode_word(values, A{})) : "memory");
+            }
+        }
+    }
+
+    __device__ __forceinline__ float scaled(u32 feature, float sum) const {
+        const ProductArgs& product = args.product;
+        if (product.bias == nullptr) return sum * product.alpha;
+        return mul_add(sum, product.alpha, product.bias[minimum(feature, product.features - 1)]);
+    }
+
+    __device__ __forceinline__ static void add_residual(u32 from, float (&values)[2]) {
+        u32 word;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+        float residual[2];
+        decode_word(word, A{}, residual);
+        values[0] = values[0] + residual[0];
+        values[1] = values[1] + residual[1];
+    }
+};
