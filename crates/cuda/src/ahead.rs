@@ -13,7 +13,6 @@ use crate::device::Event;
 use crate::families::sampling::Kernel;
 use crate::kernel::{KernelSpec, Launch};
 use crate::reducer::{Launches, Outcome};
-use crate::select::records;
 use crate::session::{CudaSession, Failure};
 use crate::steps::StepError;
 
@@ -52,15 +51,9 @@ impl CudaSession {
         let rows = self.output_rows(requests)?;
         next.check(&self.limits, &self.plan.batch_rules())?;
         let room = self.reducer.as_ref().is_some_and(|reducer| reducer.has_room(requests));
-        // Only a graph starts when all launches before it have ended: kernels of single launches may start earlier, and
-        // attention of single rows looks up its pages before it waits, which the reduction writes with the batch.
-        let graph = next.sequences.len() == next.rows()
-            && records(
-                &self.plan,
-                RunRows { tokens: next.rows(), outputs: next.outputs.len() },
-                &self.chooser,
-            );
-        Ok(room && graph && rows > 0 && next.rows() == rows)
+        let next_rows = RunRows { tokens: next.rows(), outputs: next.outputs.len() };
+        let follows = next.sequences.len() == next.rows() && self.follows(next_rows);
+        Ok(room && follows && rows > 0 && next.rows() == rows)
     }
 
     /// Reduces, with the next run launched behind the reduction.

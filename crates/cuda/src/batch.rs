@@ -6,16 +6,17 @@
 
 use std::ops::Range;
 
-use mantissa_ops::batch::{Batch, Limits};
+use mantissa_ops::batch::{Batch, Limits, SequenceRows};
 use mantissa_ops::op::Heads;
 use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Program};
 
 use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
 use crate::error::CudaError;
-use crate::families::attention::{Route, Work};
+use crate::families::attention::{Route, SPAN, Work};
 use crate::families::batch::{BatchView, Sequence};
 use crate::families::tiles::Tile;
+use crate::graph::MOST_GRAPHS;
 
 const WORD: usize = size_of::<u32>();
 /// Words that parts are aligned to.
@@ -132,6 +133,24 @@ pub(crate) struct RepeatedShape {
     span_bucket: usize,
 }
 
+impl RepeatedShape {
+    /// The shapes that decoding within limits has, those of few sequences first, as many as there are graphs.
+    pub fn expected(limits: &Limits) -> Vec<RepeatedShape> {
+        let most = limits.sequences.min(limits.rows).min(limits.outputs);
+        let spans = limits.context.div_ceil(SPAN).next_power_of_two();
+        let buckets = spans.trailing_zeros() + 1;
+        let shape =
+            |tokens, bucket| RepeatedShape { tokens, outputs: tokens, span_bucket: 1_usize << bucket };
+        let shapes = (1..=most).flat_map(|tokens| (0..buckets).map(move |bucket| shape(tokens, bucket)));
+        shapes.take(MOST_GRAPHS).collect()
+    }
+
+    /// Rows of the values.
+    pub fn rows(self) -> RunRows {
+        RunRows { tokens: self.tokens, outputs: self.outputs }
+    }
+}
+
 /// A batch that is laid out, and where a kernel brings it. Tokens, which it writes itself, come first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NextBatch {
@@ -244,6 +263,18 @@ impl DeviceBatch {
         NextBatch { host: self.host[0].address(), device: self.device.address(), rest }
     }
 
+    /// Lays some batch of a shape out, without tokens and pages, for its launches to be recorded.
+    pub fn lay_out_shape(&mut self, shape: RepeatedShape, limits: &Limits) {
+        let position = (shape.span_bucket * SPAN).min(limits.context) - 1;
+        let rows = |row: usize| SequenceRows { rows: row..row + 1, block_table: &[], rope_set: 0 };
+        let sequences: Vec<SequenceRows<'_>> = (0..shape.tokens).map(rows).collect();
+        let outputs: Vec<u32> = (0..shape.outputs as u32).collect();
+        let (tokens, positions) = (vec![0; shape.tokens], vec![position as u32; shape.tokens]);
+        let batch =
+            Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
+        self.lay_out(&batch);
+    }
+
     /// Returns the number of words used.
     fn lay_out(&mut self, batch: &Batch<'_>) -> usize {
         self.sequences = batch.sequences.len();
@@ -310,6 +341,17 @@ mod tests {
     use mantissa_ops::SequenceRows;
 
     use super::*;
+
+    #[test]
+    fn shapes_of_decoding_are_known_beforehand() {
+        let limits = Limits { rows: 512, outputs: 3, sequences: 4, pages: 80, page_size: 64, context: 1000 };
+        let shapes = RepeatedShape::expected(&limits);
+        // Three rows have outputs; 16 spans are five powers of two.
+        assert_eq!(shapes.len(), 3 * 5);
+        assert_eq!(shapes[14], RepeatedShape { tokens: 3, outputs: 3, span_bucket: 16 });
+        let many = Limits { sequences: 128, outputs: 128, ..limits };
+        assert_eq!(RepeatedShape::expected(&many).len(), MOST_GRAPHS);
+    }
 
     #[test]
     fn parts_lie_where_the_layout_says() {

@@ -30,7 +30,7 @@ pub(crate) struct Graphs {
 }
 
 /// Graphs that a session keeps: more shapes than sequences that come and go need at a time.
-const MOST_GRAPHS: usize = 64;
+pub(crate) const MOST_GRAPHS: usize = 64;
 
 impl Graphs {
     /// Takes the graph for a shape out.
@@ -39,11 +39,15 @@ impl Graphs {
         Some(self.recorded.remove(index).1)
     }
 
-    /// Keeps a graph, in the place of the one that was not used for longest if there are many.
-    pub fn keep(&mut self, shape: RepeatedShape, graph: Graph) {
-        if self.recorded.len() == MOST_GRAPHS {
+    /// Lets the graph go that was not used for longest if there are many, before another one takes its memory.
+    pub fn make_room(&mut self) {
+        if self.recorded.len() >= MOST_GRAPHS {
             self.recorded.remove(0);
         }
+    }
+
+    /// Keeps a graph.
+    pub fn keep(&mut self, shape: RepeatedShape, graph: Graph) {
         self.recorded.push((shape, graph));
     }
 }
@@ -134,14 +138,17 @@ impl Recorder {
         Ok(())
     }
 
-    /// Makes the graph executable.
+    /// Makes the graph executable, and brings it to the device.
     ///
     /// # Errors
     /// Where the driver refuses it.
-    pub fn finish(self) -> Result<Graph, CudaError> {
+    pub fn finish(self, stream: &Stream) -> Result<Graph, CudaError> {
         // SAFETY: the graph lives, and flags are none.
         let executable = unsafe { result::graph::instantiate(self.graph, sys::CUgraphInstantiate_flags(0)) };
-        Ok(Graph { executable: executable.map_err(failed)?, context: Arc::clone(&self.context) })
+        let graph = Graph { executable: executable.map_err(failed)?, context: Arc::clone(&self.context) };
+        // SAFETY: graph and stream live in the same context.
+        unsafe { result::graph::upload(graph.executable, stream.raw()) }.map_err(failed)?;
+        Ok(graph)
     }
 }
 

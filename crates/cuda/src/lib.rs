@@ -23,6 +23,7 @@ mod graph;
 pub mod kernel;
 pub mod kernel_cache;
 mod kernels;
+mod launch;
 mod memory;
 mod needs;
 pub mod preferences;

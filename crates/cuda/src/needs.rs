@@ -63,8 +63,9 @@ impl Needs {
 ///
 /// The count is the whole device's: whoever else allocates meanwhile is counted too. It has no part in it that existed
 /// before the session, the driver's context among it, and it has the code of kernels, graphs, and what the driver rounds
-/// allocations up by. A session allocates nothing after it was prepared but graphs, and frees nothing before it ends, so
-/// that its peak is the larger of what it had taken then and what it has taken now.
+/// allocations up by. A session allocates nothing after it was prepared but graphs of shapes that it did not expect, in the
+/// place of others, and frees nothing before it ends, so that its peak is the larger of what it had taken then and what it
+/// has taken now.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Taken {
     /// Free before.

@@ -1,6 +1,5 @@
 //! A plan made ready for a GPU: weights, cache, values and scratch in its memory, every kernel loaded.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,19 +14,18 @@ use mantissa_ops::reduction::{Reduced, Request};
 use mantissa_ops::{Op, Plan, Program, Step, TensorSource, ValueId};
 
 use crate::backend::Machine;
-use crate::batch::{AttentionKind, DeviceBatch, Rows, attention_heads};
+use crate::batch::{AttentionKind, DeviceBatch, attention_heads};
 use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
 use crate::families::{attention, qkv, sampling};
-use crate::graph::{Graphs, Recorder};
+use crate::graph::Graphs;
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
 use crate::reducer::{self, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
-use crate::select::{Chooser, records, required_kernels};
-use crate::steps::{LaunchTarget, Runner};
+use crate::select::{Chooser, required_kernels};
 use crate::tables::RopeTables;
 use crate::values::Values;
 use crate::weights::{Loader, Weights};
@@ -39,12 +37,12 @@ pub(crate) struct CudaSession {
     report: LoadReport,
     pub(crate) kernels: Loaded,
     pub(crate) chooser: Chooser,
-    weights: Weights,
+    pub(crate) weights: Weights,
     pub(crate) values: Values,
-    tables: Option<RopeTables>,
-    cache: Option<KvCache>,
+    pub(crate) tables: Option<RopeTables>,
+    pub(crate) cache: Option<KvCache>,
     pub(crate) scratch: Scratch,
-    library: Option<Arc<CublasLt>>,
+    pub(crate) library: Option<Arc<CublasLt>>,
     sizes: ScratchSizes,
     pub(crate) batch: DeviceBatch,
     logits: HostBuffer,
@@ -53,7 +51,7 @@ pub(crate) struct CudaSession {
     pub(crate) reducer: Option<Reducer>,
     pub(crate) rows: RunRows,
     taken: Taken,
-    graphs: Graphs,
+    pub(crate) graphs: Graphs,
     pub(crate) stream: Arc<Stream>,
     pub(crate) device: Device,
 }
@@ -109,7 +107,7 @@ impl CudaSession {
         let logits = device.allocate_host(logit_bytes(&plan, limits.outputs), "logits").map_err(failed)?;
         let reducer = reduced.map(|shape| Reducer::new(device, shape)).transpose().map_err(failed)?;
         report.seconds = started.elapsed().as_secs_f64();
-        Ok(CudaSession {
+        let mut session = CudaSession {
             plan,
             limits,
             report,
@@ -127,11 +125,16 @@ impl CudaSession {
             logit_bytes: None,
             reducer,
             rows: RunRows::default(),
-            taken: taken.prepared(device),
+            taken,
             graphs: Graphs::default(),
             stream,
             device: device.clone(),
-        })
+        };
+        let failed =
+            |error| PrepareError::Part { what: "graphs", message: RunError::from(error).to_string() };
+        session.record_graphs().map_err(failed)?;
+        session.taken = session.taken.prepared(device);
+        Ok(session)
     }
 
     fn execute(
@@ -181,71 +184,6 @@ impl CudaSession {
         self.logit_bytes = Some(bytes);
         Ok(bytes)
     }
-
-    /// Launches every step, by one graph where this batch has the shape of an earlier one.
-    pub(crate) fn launch_all(&mut self) -> Result<(), Failure> {
-        let stream = LaunchTarget::Stream(&self.stream);
-        let shape = self.batch.repeated_shape(self.rows);
-        let Some(shape) = shape.filter(|_| records(&self.plan, self.rows, &self.chooser)) else {
-            return self.launch_steps(stream);
-        };
-        let mut graph = match self.graphs.take(shape) {
-            Some(graph) => graph,
-            None => {
-                let recorder = RefCell::new(Recorder::new(&self.stream)?);
-                self.launch_steps(LaunchTarget::Graph(&recorder))?;
-                recorder.into_inner().finish()?
-            }
-        };
-        // SAFETY: the graph was recorded from the launches for an earlier batch of the same shape. They take the same
-        // addresses, which are those of buffers that live as long as the session.
-        let launched = unsafe { self.stream.replay(&mut graph) };
-        self.graphs.keep(shape, graph);
-        Ok(launched?)
-    }
-
-    /// Nobody looks at the rows that no wanted logits depend on.
-    fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
-        let steps = &self.plan.steps;
-        let (all, wanted) = steps.split_at(self.plan.program.own_rows_from().unwrap_or(steps.len()));
-        for (steps, part) in [(all, Rows::All), (wanted, Rows::Wanted)] {
-            let runner = self.runner(target, part);
-            let launch = |step: &Step| runner.step(step).map_err(|error| Failure::of(step, error));
-            steps.iter().try_for_each(launch)?;
-        }
-        Ok(())
-    }
-
-    fn launch_observed(&mut self, observer: &mut dyn StepObserver) -> Result<(), Failure> {
-        let plan = Arc::clone(&self.plan);
-        for (index, step) in plan.steps.iter().enumerate() {
-            observer.before_step(index);
-            let runner = self.runner(LaunchTarget::Stream(&self.stream), Rows::All);
-            runner.step(step).map_err(|error| Failure::of(step, error))?;
-            self.stream.synchronize().map_err(|error| Failure::of(step, error))?;
-            observer.after_step(index, self);
-        }
-        Ok(())
-    }
-
-    fn runner<'a>(&'a self, target: LaunchTarget<'a>, part: Rows) -> Runner<'a> {
-        let RunRows { tokens, outputs } = self.rows;
-        Runner {
-            plan: &self.plan,
-            target,
-            kernels: &self.kernels,
-            chooser: &self.chooser,
-            weights: &self.weights,
-            values: &self.values,
-            tables: self.tables.as_ref(),
-            cache: self.cache.as_ref(),
-            scratch: &self.scratch,
-            library: self.library.as_deref(),
-            uploaded: &self.batch,
-            part,
-            rows: RunRows { tokens: tokens - self.batch.first(part), outputs },
-        }
-    }
 }
 
 /// A step that failed.
@@ -255,7 +193,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    fn of(step: &Step, error: impl std::fmt::Display) -> Failure {
+    pub fn of(step: &Step, error: impl std::fmt::Display) -> Failure {
         Failure { step: step.name.clone(), message: error.to_string() }
     }
 }
