@@ -26,7 +26,7 @@ struct Args {
     u32 residual_stride;
     u32 out_stride;
     float eps;
-    u32 unused;
+    u32 rows;
 };
 
 __device__ __forceinline__ void load(const A* input, const A* residual, int count, float (&x)[EACH]) {

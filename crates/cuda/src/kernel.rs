@@ -25,6 +25,7 @@ pub enum SourceFile {
     LibraryFinish,
     LibraryGather,
     Norm,
+    NormRows,
     ProductFmaGemm,
     ProductFmaSmall,
     ProductMmaGemm,
@@ -43,7 +44,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 25] = [
+    pub const ALL: [SourceFile; 26] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -55,6 +56,7 @@ impl SourceFile {
         SourceFile::LibraryFinish,
         SourceFile::LibraryGather,
         SourceFile::Norm,
+        SourceFile::NormRows,
         SourceFile::ProductFmaGemm,
         SourceFile::ProductFmaSmall,
         SourceFile::ProductMmaGemm,
@@ -85,6 +87,7 @@ impl SourceFile {
             SourceFile::LibraryFinish => "library_finish",
             SourceFile::LibraryGather => "library_gather",
             SourceFile::Norm => "norm",
+            SourceFile::NormRows => "norm_rows",
             SourceFile::ProductFmaGemm => "product_fma_gemm",
             SourceFile::ProductFmaSmall => "product_fma_small",
             SourceFile::ProductMmaGemm => "product_mma_gemm",
@@ -136,6 +139,7 @@ impl SourceFile {
             }
             SourceFile::LibraryGather => include_str!("../kernels/library_gather.cu"),
             SourceFile::Norm => include_str!("../kernels/norm.cu"),
+            SourceFile::NormRows => include_str!("../kernels/norm_rows.cu"),
             SourceFile::ProductFmaGemm => {
                 concat!(
                     include_str!("../kernels/product.cuh"),

@@ -72,12 +72,12 @@ impl Formats {
         }
     }
 
-    /// The kernel of an op beside its products, where there is one that does not depend on the rows.
-    fn other(self, program: &Program, op: &Op, chooser: &Chooser) -> Option<KernelSpec> {
+    /// The kernel of an op beside its products for a number of rows, where there is one beside attention's.
+    fn other(self, program: &Program, op: &Op, rows: usize, chooser: &Chooser) -> Option<KernelSpec> {
         let Formats { weights, activations, cache } = self;
         match op {
             Op::Embedding(_) => Some(embedding::spec(weights, activations)),
-            Op::RmsNorm(op) => Some(norm::spec(activations, norm_addition(op))),
+            Op::RmsNorm(op) => Some(norm::spec(activations, norm_variant(program, op, activations, rows))),
             Op::Rope(_) => Some(rope::spec(activations)),
             Op::Softmax(op) => {
                 let width = program.value(op.input).width;
@@ -132,12 +132,18 @@ impl Chooser {
     }
 }
 
-/// Whether a norm adds a residual first.
-pub(crate) fn norm_addition(op: &op::RmsNorm) -> norm::Addition {
-    match op.residual {
+/// The variant of a norm for a number of rows.
+pub(crate) fn norm_variant(
+    program: &Program,
+    op: &op::RmsNorm,
+    activations: Format,
+    rows: usize,
+) -> norm::Variant {
+    let addition = match op.residual {
         Some(_) => norm::Addition::Residual,
         None => norm::Addition::None,
-    }
+    };
+    norm::choose(activations, program.value(op.out).width, rows, addition)
 }
 
 /// Every kernel that runs within the limits may need.
@@ -181,7 +187,9 @@ fn step_kernels(
     let products = formats.products(program, op);
     let gather = gathers(op, &products, rows, chooser);
     let products = products.iter().flat_map(|product| product.kernels(rows, chooser));
-    products.chain(gather).chain(formats.other(program, op, chooser)).chain(more).collect()
+    // What one row takes, and what the most take.
+    let others = [1, rows].into_iter().filter_map(|rows| formats.other(program, op, rows, chooser));
+    products.chain(gather).chain(others).chain(more).collect()
 }
 
 /// Whether all launches of a run can be recorded in a graph: a library's cannot be added to one as nodes. Capturing its
@@ -227,6 +235,10 @@ pub(crate) fn choose(
     let why = match (products.first(), op) {
         (Some(product), _) => product.why(rows, chooser),
         (None, Op::Softmax(op)) => chooser.why_softmax(formats.activations, program.value(op.input).width),
+        (None, Op::RmsNorm(op)) => match norm_variant(program, op, formats.activations, rows) {
+            norm::Variant::Block(_) => format!("{rows} rows: a block each"),
+            norm::Variant::Warp { .. } => format!("{rows} rows: a warp each"),
+        },
         (None, _) => "the only variant".to_owned(),
     };
     let text = |spec: KernelSpec| spec.to_string();
@@ -238,7 +250,7 @@ pub(crate) fn choose(
     }
     let gather = gathers(op, &products, rows, chooser).map(text);
     let products = products.iter().map(|product| product.name(rows, chooser));
-    let names = gather.into_iter().chain(products).chain(formats.other(program, op, chooser).map(text));
+    let names = gather.into_iter().chain(products).chain(formats.other(program, op, rows, chooser).map(text));
     let kernel = names.collect::<Vec<_>>().join(" + ");
     KernelChoice { kernel, why }
 }

@@ -20,7 +20,7 @@ use crate::graph::Recorder;
 use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
 use crate::scratch::Scratch;
-use crate::select::{Chooser, Formats, Server, norm_addition};
+use crate::select::{Chooser, Formats, Server, norm_variant};
 use crate::tables::RopeTables;
 use crate::values::{Place, Values, row_stride};
 use crate::weights::Weights;
@@ -162,10 +162,11 @@ impl Runner<'_> {
             residual_stride: residual.map_or(0, |residual| residual.stride),
             out_stride: out.stride,
             eps: op.eps,
-            unused: 0,
+            rows: self.rows.tokens as u32,
         };
-        let spec = norm::spec(self.activations(), norm_addition(op));
-        self.launch(&spec, norm::launch_shape(self.rows.tokens), &args)
+        let variant = norm_variant(&self.plan.program, op, self.activations(), self.rows.tokens);
+        let spec = norm::spec(self.activations(), variant);
+        self.launch(&spec, norm::launch_shape(variant, self.rows.tokens), &args)
     }
 
     fn rope(&self, op: &op::Rope) -> Result<(), StepError> {

@@ -130,7 +130,11 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
     match query.family {
         Family::Embedding => vec![embedding::spec(weights, activations)],
         Family::RmsNorm => {
-            [Addition::None, Addition::Residual].map(|addition| norm::spec(activations, addition)).to_vec()
+            let rows_and_widths = [(1, 896), (MOST_ROWS, 896), (MOST_ROWS, 4_096), (MOST_ROWS, 2_048)];
+            let alone =
+                rows_and_widths.map(|(rows, width)| norm::choose(activations, width, rows, Addition::None));
+            let variants = alone.into_iter().chain([norm::Variant::Block(Addition::Residual)]);
+            variants.map(|variant| norm::spec(activations, variant)).collect()
         }
         Family::Rope => vec![rope::spec(activations)],
         Family::Softmax => softmax_kernels(activations),
@@ -193,6 +197,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
             | SourceFile::ProductWgmma
             | SourceFile::ProductWgmmaQkv
             | SourceFile::Norm
+            | SourceFile::NormRows
             | SourceFile::SoftmaxVec
             | SourceFile::Sampling
     );

@@ -293,3 +293,41 @@ fn wanted_rows_have_the_same_bits_where_the_others_are_left_out() {
         }
     }
 }
+
+#[test]
+fn a_long_prompt_has_the_same_bits_in_one_run_and_in_many() {
+    const ROWS: usize = 1100;
+    let Some(backend) = or_skip(backend()) else { return };
+    let (program, source) = model();
+    let tokens: Vec<u32> = (0..ROWS as u32).map(|token| token * 41 % VOCABULARY as u32).collect();
+    let positions: Vec<u32> = (0..ROWS as u32).collect();
+    let pages = Limits::pages_for(16, ROWS);
+    let block_table: Vec<u32> = (0..pages as u32).rev().collect();
+    for preset in [Preset::F32, Preset::F16, Preset::Bf16, Preset::MemoryEfficient] {
+        let plan = Plan::resolve(program.clone(), preset.into(), backend).expect("supported");
+        let limits =
+            Limits { rows: ROWS, outputs: 1, sequences: 1, pages, page_size: 16, context: pages * 16 };
+        let options = LoadOptions { limits, overflow: OverflowRule::Refuse };
+        let mut session = backend.prepare(plan, &source, &options, &NoProgress).expect("ready");
+        let mut last_logits = |each: usize| -> Vec<u32> {
+            for first in (0..ROWS).step_by(each) {
+                let rows = first..ROWS.min(first + each);
+                let sequence = SequenceRows { rows: 0..rows.len(), block_table: &block_table, rope_set: 0 };
+                let outputs = if rows.end == ROWS { vec![rows.len() as u32 - 1] } else { vec![] };
+                let batch = Batch {
+                    tokens: &tokens[rows.clone()],
+                    positions: &positions[rows],
+                    sequences: &[sequence],
+                    outputs: &outputs,
+                };
+                session.run(&batch).expect("a run");
+            }
+            session.logits().expect("logits").iter().map(|logit| logit.to_bits()).collect()
+        };
+        let whole = last_logits(ROWS);
+        assert_eq!(whole.len(), VOCABULARY);
+        for each in [137, 1024] {
+            assert!(last_logits(each) == whole, "{preset:?} in runs of {each}");
+        }
+    }
+}

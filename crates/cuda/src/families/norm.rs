@@ -1,4 +1,4 @@
-//! RMSNorm: `kernels/norm.cu`.
+//! RMSNorm: `kernels/norm.cu`, and for many rows `kernels/norm_rows.cu`.
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{Merge, Order};
@@ -23,7 +23,7 @@ pub struct Args {
     pub residual_stride: u32,
     pub out_stride: u32,
     pub eps: f32,
-    pub unused: u32,
+    pub rows: u32,
 }
 
 /// Whether a residual is added first.
@@ -35,14 +35,70 @@ pub enum Addition {
     Residual,
 }
 
+/// A kernel. Both give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// A block for each row.
+    Block(Addition),
+    /// A warp for each row, whose lanes hold this many packs of 16 bytes each. Nothing is added.
+    Warp {
+        /// The number of packs.
+        packs: u32,
+    },
+}
+
+/// Rows from which on a warp each occupies an H200 at least as well as a block each: measured for rows of 896 and 2,048
+/// 16-bit values.
+const MANY_ROWS: usize = 1024;
+/// Packs of a lane that fit its registers.
+const MOST_PACKS: usize = 16;
+/// Rows of a block that has a warp for each.
+const WARPS: usize = 4;
+
+/// The kernel for so many rows of so many values.
+pub fn choose(activations: Format, width: usize, rows: usize, addition: Addition) -> Variant {
+    let packs = (width * activations.bytes()).div_ceil(32 * 16);
+    match addition {
+        Addition::None if rows >= MANY_ROWS && packs <= MOST_PACKS => Variant::Warp { packs: packs as u32 },
+        Addition::None | Addition::Residual => Variant::Block(addition),
+    }
+}
+
 /// The kernel for activations of a format.
-pub fn spec(activations: Format, addition: Addition) -> KernelSpec {
-    let residual = u32::from(addition == Addition::Residual);
-    let aliases = vec![Alias::format("A", activations), Alias::count("RESIDUAL", residual)];
-    KernelSpec { file: SourceFile::Norm, entry: "rms_norm", aliases }
+pub fn spec(activations: Format, variant: Variant) -> KernelSpec {
+    let (file, count) = match variant {
+        Variant::Block(addition) => {
+            (SourceFile::Norm, Alias::count("RESIDUAL", u32::from(addition == Addition::Residual)))
+        }
+        Variant::Warp { packs } => (SourceFile::NormRows, Alias::count("PACKS", packs)),
+    };
+    KernelSpec { file, entry: "rms_norm", aliases: vec![Alias::format("A", activations), count] }
 }
 
 /// The launch for `rows` rows.
-pub fn launch_shape(rows: usize) -> Launch {
-    block_per_row(rows, 256)
+pub fn launch_shape(variant: Variant, rows: usize) -> Launch {
+    match variant {
+        Variant::Block(_) => block_per_row(rows, 256),
+        Variant::Warp { .. } => {
+            Launch { grid: [rows.div_ceil(WARPS) as u32, 1, 1], block: 32 * WARPS as u32, shared: 0 }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_rows_that_fit_registers_take_a_warp_each() {
+        let choose = |format, width, rows| choose(format, width, rows, Addition::None);
+        let block = Variant::Block(Addition::None);
+        assert_eq!(choose(Format::Bf16, 896, 8192), Variant::Warp { packs: 4 });
+        assert_eq!(choose(Format::F32, 900, 1024), Variant::Warp { packs: 8 });
+        assert_eq!(choose(Format::Bf16, 4096, 2048), Variant::Warp { packs: 16 });
+        assert_eq!([choose(Format::Bf16, 896, 1023), choose(Format::F32, 4096, 8192)], [block; 2]);
+        let added = super::choose(Format::Bf16, 896, 8192, Addition::Residual);
+        assert_eq!(added, Variant::Block(Addition::Residual));
+        assert_eq!(launch_shape(Variant::Warp { packs: 4 }, 1025).grid, [257, 1, 1]);
+    }
 }
