@@ -3,13 +3,12 @@
 //
 // A head norm sums squares in 32 chains (dimension modulo 32, ascending) and the tree of warp_sum. For e4m3 each vector
 // has a scale, its largest magnitude divided by 448 and rounded to the format of the scales; the vector is divided by the
-// stored scale and rounded with saturation. Aliases: those of cache.cuh.
+// stored scale and rounded with saturation. Aliases: those of cache.cuh, and MINE, the values of a head that a lane holds.
 
 constexpr int WARPS = 4;
 constexpr int THREADS = 32 * WARPS;
 // Values of a head, at most.
-constexpr int MAX_DIM = 256;
-constexpr int MINE = MAX_DIM / 32;
+constexpr int MAX_DIM = MINE * 32;
 
 struct Args {
     BatchView batch;

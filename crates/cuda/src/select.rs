@@ -85,7 +85,7 @@ impl Formats {
             }
             Op::Sdpa(_) => Some(sdpa::spec(activations)),
             Op::Residual(_) => Some(elementwise::spec(activations)),
-            Op::Qkv(_) => Some(qkv::spec(activations, cache)),
+            Op::Qkv(op) => Some(qkv::spec(activations, cache, op.heads.dim)),
             Op::Attention(_) | Op::Matmul(_) | Op::SwiGlu(_) | Op::Ffn(_) | Op::Logits(_) => None,
         }
     }

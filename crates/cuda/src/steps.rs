@@ -364,7 +364,7 @@ impl Runner<'_> {
             context: self.tables.map_or(0, |tables| tables.context),
             eps: norms.map_or(0.0, |norms| norms.eps),
         };
-        let spec = qkv::spec(self.activations(), kv.format);
+        let spec = qkv::spec(self.activations(), kv.format, op.heads.dim);
         self.launch(&spec, qkv::launch_shape(op.heads, self.rows.tokens), &args)
     }
 

@@ -147,7 +147,8 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
         }
         Family::Ffn => [product(Epilogue::SwiGlu), product(Epilogue::Store)].concat(),
         Family::Qkv => {
-            let apart = [vec![qkv::spec(activations, cache)], product(Epilogue::Plain)].concat();
+            let finish = |heads: &Heads| qkv::spec(activations, cache, heads.dim);
+            let apart = [heads.iter().map(finish).collect(), product(Epilogue::Plain)].concat();
             [apart, fused_qkv_kernels(weights, activations, cache, heads)].concat()
         }
         Family::Attention => attention_kernels(activations, cache, heads),

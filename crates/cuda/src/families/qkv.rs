@@ -45,9 +45,11 @@ pub struct Args {
     pub eps: f32,
 }
 
-/// The kernel for queries and a cache of these formats.
-pub fn spec(activations: Format, cache: CacheFormat) -> KernelSpec {
-    KernelSpec { file: SourceFile::Qkv, entry: "qkv_epilogue", aliases: cache::aliases(activations, cache) }
+/// The kernel for queries and a cache of these formats, and heads of `dim` values.
+pub fn spec(activations: Format, cache: CacheFormat, dim: usize) -> KernelSpec {
+    let mut aliases = cache::aliases(activations, cache);
+    aliases.push(Alias::count("MINE", dim.div_ceil(32) as u32));
+    KernelSpec { file: SourceFile::Qkv, entry: "qkv_epilogue", aliases }
 }
 
 /// The launch for `rows` rows: a warp for each query, key and value head.
