@@ -8,7 +8,45 @@
 // The batch is complete before the first kernel of a step starts, and so are the keys and values of earlier steps: these
 // are requested before the kernels in front have ended.
 //
-// Aliases: those of attention_span.cuh.
+// Aliases: those of attention_span.cuh, WARPS (a divisor of SECTION) and SHARED (bytes of shared memory).
+
+constexpr int THREADS = 32 * WARPS;
+constexpr int TILES = (GROUP + HEADS - 1) / HEADS;
+// Blocks of a multiprocessor that should have enough registers.
+constexpr int RESIDENT = SHARED <= 112 * 1024 && WARPS >= 8 ? 2 : 1;
+// Values from one vector to the next in memory.
+constexpr int STRIDE = (DIM + PER_PACK - 1) / PER_PACK * PER_PACK;
+
+// What a warp has of a span.
+struct Staged {
+    Vectors keys;
+    Vectors values;
+    SpanScales scales;
+};
+
+struct Shared {
+    Staged staged[WARPS];
+    Section section;
+    // What sections have been merged so far, where the block has all of them.
+    float total[HEADS][OUT_STRIDE];
+    Softmax total_softmax[HEADS][PAIRS];
+};
+
+static_assert(sizeof(Shared) == SHARED, "what the launch gives");
+
+// What a block works on.
+struct Row {
+    u32 number;
+    const u32* block_table;
+    Visible visible;
+    // Positions before this one were written by earlier steps.
+    u32 settled;
+    u32 kv_head;
+    u32 first_head;
+    u32 heads;
+    u32 first_section;
+    u32 sections;
+};
 
 __device__ __forceinline__ Row find_row(const AttentionArgs& args) {
     u32 number = args.rows[blockIdx.z], tile = blockIdx.y % TILES;
@@ -35,58 +73,61 @@ __device__ __forceinline__ bool is_seen(const Row& row, u32 span) {
     return span * SPAN < row.visible.end && (span + 1) * SPAN > row.visible.first;
 }
 
-// ------------------------------------------------------------------------------------------------------- merging
+// --------------------------------------------------------------------------------------------------------- copying
 
-// Two dimensions of a head, and its softmax.
-struct Merged {
-    Softmax softmax;
-    float2 out;
-};
+// Starts copying 16 bytes, of which those from `bytes` on are zeros.
+__device__ __forceinline__ void copy_async_some(u32 shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes)
+                 : "memory");
+}
+
+// Starts copying the vectors of a span, which is a group of copies also if there is none; zeros take the place of
+// positions that the row does not see.
+__device__ __forceinline__ void start_copy(
+    const CacheLayer& cache, const Row& row, u32 span, u32 runs, u32 offset, Vectors& vectors
+) {
+    if (span * SPAN < row.visible.end) {
+        Visible seen = within_span(row.visible, span);
+        u32 to = shared_address(vectors);
+#pragma unroll 1
+        for (u32 run = 0; run < SPAN / RUN; ++run) {
+            u32 vector = __shfl_sync(FULL_WARP, runs, run) + offset;
+            const C* from = cache.values + u64(vector) * STRIDE;
+#pragma unroll
+            for (u32 start = 0; start < RUN * PACKS; start += 32) {
+                u32 index = start + lane(), position = run * RUN + index / PACKS, pack = index % PACKS;
+                bool visible = position >= seen.first && position < seen.end;
+                u32 left = DIM > pack * PER_PACK ? (DIM - pack * PER_PACK) * u32(sizeof(C)) : 0;
+                const C* pack_from = from + index / PACKS * STRIDE + pack * PER_PACK;
+                if (RUN * PACKS % 32 == 0 || index < RUN * PACKS) {
+                    copy_async_some(to + pack_offset(position, pack), pack_from, visible ? minimum(left, 16u) : 0);
+                }
+            }
+        }
+    }
+    copy_async_commit();
+}
+
+// The query heads of the block.
+__device__ __forceinline__ void load_query(const AttentionArgs& args, const Row& row, Query& query) {
+    constexpr int NEAR = sizeof(C) == 2 ? 2 : 4, FAR = sizeof(C) == 2 ? 8 : 2;
+    const A* from = args.query + u64(row.number) * args.query_stride + row.first_head * DIM;
+#pragma unroll
+    for (int step = 0; step < DIM_STEPS; ++step) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            u32 head = lane() / 4 + i % 2 * 8, dim = 16 * step + NEAR * (lane() % 4) + i / 2 * FAR;
+            bool inside = i % 2 < HALVES && head < row.heads && dim < DIM;
+            query[step][i] = inside ? load_few<A, 2>(from + head * DIM + dim).raw.bits : 0;
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------- merging
 
 __device__ __forceinline__ void add_part(Merged& all, const Merged& part) {
     Factors by = join(all.softmax, part.softmax);
     all.out = float2{merge_output(all.out.x, part.out.x, by), merge_output(all.out.y, part.out.y, by)};
-}
-
-// The factors of the section's spans, of which the row sees those from `first` up to, not including, `end`: what join()
-// would find one after the other, all at once, because the largest exponents so far are a running maximum.
-__device__ __forceinline__ void join_spans(Shared& shared, u32 first, u32 end) {
-    for (u32 item = threadIdx.x; item < round_up(HEADS * SECTION, 32); item += THREADS) {
-        u32 head = item / SECTION, i = item % SECTION;
-        Softmax part = nothing_seen();
-        if (head < HEADS && i >= first && i < end) part = shared.softmax[i][head];
-        float joined = part.largest;
-#pragma unroll
-        for (u32 distance = 1; distance < SECTION; distance *= 2) {
-            float lower = __shfl_up_sync(FULL_WARP, joined, distance, SECTION);
-            if (i >= distance) joined = larger(joined, lower);
-        }
-        float before = __shfl_up_sync(FULL_WARP, joined, 1, SECTION), shift = finite_or_zero(joined);
-        if (i == 0) before = -infinity();
-        Factors by{power_of_two(before - shift), power_of_two(part.largest - shift)};
-        if (head < HEADS) shared.joined[i][head] = Joined{by, part.sum, joined};
-    }
-    __syncthreads();
-}
-
-__device__ __forceinline__ Merged merge_spans(const Shared& shared, u32 first, u32 end, u32 head, u32 dim) {
-    Joined joined[SECTION];
-    float2 out[SECTION];
-#pragma unroll
-    for (u32 i = 0; i < SECTION; ++i) {
-        joined[i] = shared.joined[i][head];
-        out[i] = *reinterpret_cast<const float2*>(&shared.outputs[i][head][dim]);
-    }
-    Merged all{nothing_seen(), float2{0.0f, 0.0f}};
-#pragma unroll
-    for (u32 i = 0; i < SECTION; ++i) {
-        if (i < first || i >= end) continue;
-        Factors by = joined[i].by;
-        all.softmax.sum = mul_add(joined[i].sum, by.part, all.softmax.sum * by.before);
-        all.out = float2{merge_output(all.out.x, out[i].x, by), merge_output(all.out.y, out[i].y, by)};
-    }
-    all.softmax.largest = joined[SECTION - 1].largest;
-    return all;
 }
 
 __device__ __forceinline__ void finish(
@@ -103,10 +144,13 @@ __device__ __forceinline__ void merge_section(const AttentionArgs& args, Shared&
     u32 start = section * SECTION, number = section - row.first_section;
     u32 first = maximum(row.visible.first / SPAN, start) - start;
     u32 end = minimum((row.visible.end - 1) / SPAN + 1 - start, SECTION);
-    join_spans(shared, first, end);
+    for (u32 item = threadIdx.x; item < round_up(HEADS * SECTION, 32); item += THREADS) {
+        join_spans(shared.section, first, end, item);
+    }
+    __syncthreads();
     for (u32 item = threadIdx.x; item < row.heads * PAIRS; item += THREADS) {
         u32 head = item / PAIRS, dim = item % PAIRS * 2;
-        Merged part = merge_spans(shared, first, end, head, dim);
+        Merged part = merge_spans(shared.section, first, end, head, dim);
         if (gridDim.x > 1 && row.sections > 1) {
             u64 record = (u64(blockIdx.z) * args.query_heads + row.first_head + head) * args.records + number;
             *reinterpret_cast<float2*>(args.parts + record * DIM + dim) = part.out;
@@ -130,7 +174,7 @@ __device__ __forceinline__ void merge_section(const AttentionArgs& args, Shared&
     }
 }
 
-extern "C" __global__ __launch_bounds__(THREADS, 1) void attention_decode_mma(const AttentionArgs args) {
+extern "C" __global__ __launch_bounds__(THREADS, RESIDENT) void attention_decode_mma(const AttentionArgs args) {
     extern __shared__ uint4 memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     Staged& staged = shared.staged[warp()];
@@ -141,13 +185,13 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention_decode_mma(co
     u32 section = row.first_section + blockIdx.x;
     u32 span = section * SECTION + warp();
     while (span * SPAN < row.visible.end && !is_seen(row, span)) span = next_span(span);
-    u32 runs = find_runs(args.cache, row, span), offset = value_offset(args.cache);
+    u32 runs = find_runs(args.cache, row.block_table, row.kv_head, row.visible, span), offset = value_offset(args.cache);
     bool early = minimum((span + 1) * SPAN, row.visible.end) <= row.settled;
     if (!early) wait_for_inputs();
     start_copy(args.cache, row, span, runs, 0, staged.keys);
     start_copy(args.cache, row, span, runs, offset, staged.values);
     Scales scales;
-    load_scales(args.cache, row, span, scales);
+    load_scales(args.cache, row.block_table, row.kv_head, row.visible, span, scales);
     wait_for_inputs();
     Query query;
     load_query(args, row, query);
@@ -157,21 +201,22 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention_decode_mma(co
 #pragma unroll 1
         while (span * SPAN < row.visible.end && span / SECTION == section) {
             u32 next = next_span(span);
-            runs = find_runs(args.cache, row, next);
-            store_scales(staged, scales);
+            runs = find_runs(args.cache, row.block_table, row.kv_head, row.visible, next);
+            store_scales(staged.scales, scales);
             copy_async_wait<1>();
             __syncwarp();
-            load_scales(args.cache, row, next, scales);
+            load_scales(args.cache, row.block_table, row.kv_head, row.visible, next, scales);
             Scores scores;
-            compute_scores(staged, query, scores);
+            compute_scores(shared_address(staged.keys), query, scores);
             __syncwarp();
             start_copy(args.cache, row, next, runs, 0, staged.keys);
             Weights weights;
             Visible seen = within_span(row.visible, span);
-            compute_weights(shared, staged, seen, span % SECTION, args.scale, scores, weights);
+            SpanSoftmax& softmax = shared.section.softmax[span % SECTION];
+            compute_weights(staged.scales, seen, args.scale, scores, softmax, weights);
             copy_async_wait<1>();
             __syncwarp();
-            compute_outputs(shared, staged, span % SECTION, weights);
+            compute_outputs(shared_address(staged.values), weights, shared.section.outputs[span % SECTION]);
             __syncwarp();
             start_copy(args.cache, row, next, runs, offset, staged.values);
             span = next;

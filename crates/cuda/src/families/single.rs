@@ -184,7 +184,10 @@ fn matrix_shared(warps: usize, heads: Heads, cache: CacheFormat) -> usize {
     const FLOAT: usize = size_of::<f32>();
     let dim = heads.dim.next_multiple_of(16);
     let scales = if cache.scales.is_some() { 2 * SPAN * FLOAT } else { 2 * 4 * FLOAT };
-    let staged = 2 * SPAN * (packs(dim, cache.format) | 1) * 16 + scales;
+    let packs = packs(dim, cache.format);
+    // Vectors that are not whole lines of banks start an odd number of packs apart.
+    let row = if packs.is_multiple_of(8) || packs == 4 { packs } else { packs | 1 };
+    let staged = 2 * SPAN * row * 16 + scales;
     let of_head = (SECTION + 1) * (dim + 4) * FLOAT + (6 * SECTION + heads.dim) * FLOAT;
     let all = warps * staged + matrix_heads(heads) * of_head;
     all.next_multiple_of(16)
