@@ -137,6 +137,11 @@ pub struct Gpu {
         hide_env_values = true
     )]
     pub softmax_group: Option<String>,
+
+    /// How a token of one sequence is computed: token, by one kernel that goes through the whole model; graph, kernel by
+    /// kernel in one graph; auto, by one kernel where there is one for the model, the formats and the device
+    #[arg(long, global = true, value_name = "KIND", env = "MANTISSA_DECODE_VARIANT", hide_env_values = true)]
+    pub decode_variant: Option<String>,
 }
 
 impl Gpu {
@@ -186,7 +191,7 @@ mod anstream_color {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use mantissa::cuda::families::{products, softmax};
+    use mantissa::cuda::families::{products, softmax, token};
 
     use super::Cli;
 
@@ -238,6 +243,7 @@ mod tests {
             "softmax-group",
             softmax::GroupPreference::ALL.iter().map(|choice| choice.name()).collect(),
         );
+        explained("decode-variant", token::DecodeVariant::ALL.iter().map(|choice| choice.name()).collect());
         explained("smalln-max-n", vec![&products::Preferences::default().small_n_max.to_string()]);
         explained("cpu-isa", mantissa::cpu::Isa::ALL.iter().map(|isa| isa.name()).collect());
     }

@@ -157,6 +157,7 @@ fn cuda_options(gpu: &Gpu) -> Result<CudaOptions> {
             variant: preference(&gpu.softmax_variant, "--softmax-variant or MANTISSA_SOFTMAX_VARIANT")?,
             group: preference(&gpu.softmax_group, "--softmax-group or MANTISSA_SOFTMAX_GROUP")?,
         },
+        decode: preference(&gpu.decode_variant, "--decode-variant or MANTISSA_DECODE_VARIANT")?,
     })
 }
 

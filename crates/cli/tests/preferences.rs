@@ -7,12 +7,13 @@ use command::{json_of, mantissa};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 
-const PREFERENCES: [(&str, &str, &[&str]); 6] = [
+const PREFERENCES: [(&str, &str, &[&str]); 7] = [
     ("MANTISSA_MATMUL_BACKEND", "--matmul-backend", &["auto, cublaslt and own"]),
     ("MANTISSA_MATMUL_VARIANT", "--matmul-variant", &["auto, smalln and gemm"]),
     ("MANTISSA_SMALLN_MAX_N", "--smalln-max-n", &["0 to 65535"]),
     ("MANTISSA_SOFTMAX_VARIANT", "--softmax-variant", &["auto, vec and block"]),
     ("MANTISSA_SOFTMAX_GROUP", "--softmax-group", &["auto, 32, 64 and 128"]),
+    ("MANTISSA_DECODE_VARIANT", "--decode-variant", &["auto, graph and token"]),
     ("MANTISSA_CPU_ISA", "--cpu-isa", &["avx512", "avx2", "neon", "scalar"]),
 ];
 
@@ -32,7 +33,7 @@ fn wrong_values_are_refused_with_the_right_ones() {
 
 #[test]
 fn right_values_are_taken() {
-    let values = ["cublaslt", "gemm", "8", "block", "64", "scalar"];
+    let values = ["cublaslt", "gemm", "8", "block", "64", "graph", "scalar"];
     let mut command = mantissa();
     for ((variable, _, _), value) in PREFERENCES.iter().zip(values) {
         command.env(variable, value);

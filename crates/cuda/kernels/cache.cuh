@@ -27,6 +27,17 @@ __device__ __forceinline__ u32 key_vector(
 }
 __device__ __forceinline__ u32 value_offset(const CacheLayer& cache) { return 1u << cache.page_shift; }
 
+// The stored scale of a vector whose largest magnitude is `largest`: it puts that at the end of e4m3. Rounded, but to zero
+// only from zero, and to infinity only from infinity. NaNs aside.
+__device__ __forceinline__ S stored_scale(float largest) {
+    S scale = from_f32<S>(divide(largest, 448.0f));
+    if (to_f32(scale) == 0.0f && largest > 0.0f) return Range<S>::min_subnormal();
+    if (to_f32(scale) == infinity() && largest < infinity()) return Range<S>::max_finite();
+    return scale;
+}
+// What its values are divided by. A vector of zeros, or of zeros and NaNs, is stored as it is.
+__device__ __forceinline__ float divisor_of(S scale) { return to_f32(scale) == 0.0f ? 1.0f : to_f32(scale); }
+
 // Positions of a span: what has a softmax of its own, before spans are merged in ascending order.
 constexpr u32 SPAN = 64;
 

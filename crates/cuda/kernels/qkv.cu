@@ -85,17 +85,11 @@ __device__ __forceinline__ void rotate(const Args& args, u32 row, u32 rope_set, 
     }
 }
 
-// The stored scale of a vector: it puts the largest magnitude at the end of e4m3. Rounded, but to zero only from zero,
-// and to infinity only from infinity. NaNs aside.
 __device__ __forceinline__ S scale_of(const Head& x) {
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < MINE; ++i) largest = larger(fabsf(x.value[i]), largest);
-    largest = warp_max(largest);
-    S scale = from_f32<S>(divide(largest, 448.0f));
-    if (to_f32(scale) == 0.0f && largest > 0.0f) return Range<S>::min_subnormal();
-    if (to_f32(scale) == infinity() && largest < infinity()) return Range<S>::max_finite();
-    return scale;
+    return stored_scale(warp_max(largest));
 }
 
 __device__ __forceinline__ void write_cache(const Args& args, u32 vector, const Head& x) {
@@ -103,8 +97,7 @@ __device__ __forceinline__ void write_cache(const Args& args, u32 vector, const 
     if (SCALED) {
         S scale = scale_of(x);
         if (threadIdx.x % 32 == 0) args.cache.scales[vector] = scale;
-        // A vector of zeros, or of zeros and NaNs, is stored as it is.
-        divisor = to_f32(scale) == 0.0f ? 1.0f : to_f32(scale);
+        divisor = divisor_of(scale);
     }
     C* to = args.cache.values + u64(vector) * args.cache.stride;
 #pragma unroll

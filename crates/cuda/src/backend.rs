@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mantissa_numerics::contract::OpContract;
+use mantissa_numerics::policy::PrecisionPolicy;
 use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, PrepareError, Progress, Session,
 };
@@ -17,9 +18,10 @@ use crate::device::{Device, check_compiler};
 use crate::error::CudaError;
 use crate::families::products::{self, MatmulBackend};
 use crate::families::softmax;
+use crate::families::token::DecodeVariant;
 use crate::kernel_cache::KernelCache;
 use crate::kernels::KernelStore;
-use crate::select::{self, Chooser};
+use crate::select::{self, Chooser, Formats};
 use crate::session::CudaSession;
 
 /// Rows of a batch at which products and attention run at their full rate, on a device of so much memory: where there is
@@ -41,6 +43,8 @@ pub struct CudaOptions {
     pub products: products::Preferences,
     /// Which variant of softmax to use; that changes speed, never results.
     pub softmax: softmax::Preferences,
+    /// How to compute a token of one sequence; that changes speed, never results.
+    pub decode: DecodeVariant,
 }
 
 /// One GPU.
@@ -109,6 +113,15 @@ impl Backend for CudaBackend {
 
     fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice {
         select::choose(program, op, contract, class, &self.machine.chooser)
+    }
+
+    fn launches(
+        &self,
+        program: &Program,
+        policy: &PrecisionPolicy,
+        class: ShapeClass,
+    ) -> Option<KernelChoice> {
+        Some(self.machine.chooser.launches(program, Formats::of(policy), class))
     }
 
     fn memory(&self, plan: &Plan, limits: &Limits) -> Result<Option<MemoryUse>, PrepareError> {

@@ -145,9 +145,19 @@ impl RepeatedShape {
         shapes.take(MOST_GRAPHS).collect()
     }
 
+    /// Whether it is a token of one sequence.
+    pub fn is_token(self) -> bool {
+        self.tokens == 1 && self.outputs == 1
+    }
+
     /// Rows of the values.
     pub fn rows(self) -> RunRows {
         RunRows { tokens: self.tokens, outputs: self.outputs }
+    }
+
+    /// About as many spans of positions as the longest sequence has: the next power of two.
+    pub fn spans(self) -> usize {
+        self.span_bucket
     }
 }
 
@@ -349,6 +359,7 @@ mod tests {
         // Three rows have outputs; 16 spans are five powers of two.
         assert_eq!(shapes.len(), 3 * 5);
         assert_eq!(shapes[14], RepeatedShape { tokens: 3, outputs: 3, span_bucket: 16 });
+        assert_eq!(shapes.iter().filter(|shape| shape.is_token()).count(), 5);
         let many = Limits { sequences: 128, outputs: 128, ..limits };
         assert_eq!(RepeatedShape::expected(&many).len(), MOST_GRAPHS);
     }

@@ -62,6 +62,11 @@ impl KvCache {
         self.layout.layer(self.values.address(), self.scales.address(), layer)
     }
 
+    /// Key and value vectors of each layer.
+    pub fn layer_vectors(&self) -> usize {
+        self.layout.layer_vectors()
+    }
+
     /// Pages of each layer.
     pub fn pages(&self) -> usize {
         self.layout.shape().1

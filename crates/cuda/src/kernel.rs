@@ -40,11 +40,12 @@ pub enum SourceFile {
     Selftest,
     SoftmaxBlock,
     SoftmaxVec,
+    Token,
 }
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 26] = [
+    pub const ALL: [SourceFile; 27] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -71,6 +72,7 @@ impl SourceFile {
         SourceFile::Selftest,
         SourceFile::SoftmaxBlock,
         SourceFile::SoftmaxVec,
+        SourceFile::Token,
     ];
 
     /// The file's name without its extension.
@@ -102,6 +104,7 @@ impl SourceFile {
             SourceFile::Selftest => "selftest",
             SourceFile::SoftmaxBlock => "softmax_block",
             SourceFile::SoftmaxVec => "softmax_vec",
+            SourceFile::Token => "token",
         }
     }
 
@@ -197,6 +200,21 @@ impl SourceFile {
             SourceFile::SoftmaxBlock => {
                 concat!(include_str!("../kernels/softmax.cuh"), include_str!("../kernels/softmax_block.cu"))
             }
+            SourceFile::Token => concat!(
+                include_str!("../kernels/cache.cuh"),
+                include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_span.cuh"),
+                include_str!("../kernels/token_args.cuh"),
+                include_str!("../kernels/token_exchange.cuh"),
+                include_str!("../kernels/token_ring.cuh"),
+                include_str!("../kernels/token_span.cuh"),
+                include_str!("../kernels/token_attention.cuh"),
+                include_str!("../kernels/token_input.cuh"),
+                include_str!("../kernels/token_chain.cuh"),
+                include_str!("../kernels/token_finish.cuh"),
+                include_str!("../kernels/token_product.cuh"),
+                include_str!("../kernels/token.cu")
+            ),
             SourceFile::SoftmaxVec => {
                 concat!(include_str!("../kernels/softmax.cuh"), include_str!("../kernels/softmax_vec.cu"))
             }

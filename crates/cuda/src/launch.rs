@@ -1,4 +1,4 @@
-//! The launches of a run: all steps by one graph, or one after another.
+//! The launches of a run: all steps by one kernel, by one graph, or one after another.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -11,14 +11,19 @@ use crate::batch::{RepeatedShape, Rows};
 use crate::graph::{Graph, Recorder};
 use crate::select::records;
 use crate::session::{CudaSession, Failure};
-use crate::steps::{LaunchTarget, Runner};
+use crate::steps::{LaunchTarget, Runner, StepError};
+use crate::token::TokenKernel;
 
 impl CudaSession {
-    /// Launches every step: by one graph where the batch has a shape that comes again and again, or one after another.
+    /// Launches every step: by one kernel where there is one for the batch, by one graph where it has a shape that comes
+    /// again and again, or one after another.
     pub(crate) fn launch_all(&mut self) -> Result<(), Failure> {
         let Some(shape) = self.repeated_shape() else {
             return self.launch_steps(LaunchTarget::Stream(&self.stream));
         };
+        if let Some(token) = self.token.as_ref().filter(|_| shape.is_token()) {
+            return self.launch_token(token, shape);
+        }
         let mut graph = match self.graphs.take(shape) {
             Some(graph) => graph,
             None => {
@@ -33,8 +38,9 @@ impl CudaSession {
         Ok(launched?)
     }
 
-    /// Whether a run of so many rows, one of each sequence, starts when all launches before it have ended, as a graph does.
-    /// Kernels of single launches may start earlier, and attention of single rows looks up its pages before it waits.
+    /// Whether a run of so many rows, one of each sequence, starts when all launches before it have ended or waits itself
+    /// before it reads its batch: a graph does the one, the kernel for a token the other. Among single launches is attention,
+    /// which looks up its pages before it waits.
     pub(crate) fn follows(&self, rows: RunRows) -> bool {
         records(&self.plan, rows, &self.chooser)
     }
@@ -44,12 +50,23 @@ impl CudaSession {
         self.batch.repeated_shape(self.rows).filter(|_| self.follows(self.rows))
     }
 
+    fn launch_token(&self, token: &TokenKernel, shape: RepeatedShape) -> Result<(), Failure> {
+        let failed = |error: StepError| Failure { step: "the token".to_owned(), message: error.to_string() };
+        let kernel = self.kernels.get(&token.spec);
+        let kernel = kernel.ok_or_else(|| failed(StepError::NotPrepared(token.spec.to_string())))?;
+        let args = token.args(self.batch.view(), shape.spans());
+        // SAFETY: the arguments mirror the kernel's; their addresses are those of the session's buffers, laid out for its
+        // limits, which the batch was checked against, and for a grid of one block a multiprocessor.
+        let launched = unsafe { self.stream.launch(kernel, token.launch, &args) };
+        launched.map_err(|error| failed(error.into()))
+    }
+
     /// Records graphs for the shapes that decoding has, so that nothing is allocated for them later.
     pub(crate) fn record_graphs(&mut self) -> Result<(), Failure> {
         for shape in RepeatedShape::expected(&self.limits) {
             self.rows = shape.rows();
             self.batch.lay_out_shape(shape, &self.limits);
-            if self.repeated_shape() != Some(shape) {
+            if self.repeated_shape() != Some(shape) || (self.token.is_some() && shape.is_token()) {
                 continue;
             }
             let graph = self.record()?;

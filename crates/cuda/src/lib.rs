@@ -35,6 +35,7 @@ mod steps;
 mod stream;
 mod tables;
 pub mod tensor_map;
+mod token;
 mod upload;
 mod values;
 mod weights;

@@ -76,6 +76,7 @@ pub(crate) use preference;
 mod tests {
     use crate::families::products::{MatmulBackend, VariantPreference};
     use crate::families::softmax::{GroupPreference, VariantPreference as SoftmaxVariant};
+    use crate::families::token::DecodeVariant;
 
     fn names<T: std::str::FromStr + Copy + PartialEq + std::fmt::Debug + ToString>(
         all: &[T],
@@ -93,6 +94,7 @@ mod tests {
         names(MatmulBackend::ALL, &["auto", "cublaslt", "own"]);
         names(VariantPreference::ALL, &["auto", "smalln", "gemm"]);
         names(SoftmaxVariant::ALL, &["auto", "vec", "block"]);
+        names(DecodeVariant::ALL, &["auto", "graph", "token"]);
         names(GroupPreference::ALL, &["auto", "32", "64", "128"]);
     }
 

@@ -8,9 +8,10 @@ use mantissa_ops::{Op, Plan, WeightId};
 use crate::batch::{AttentionKind, RepeatedShape};
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
-use crate::families::{attention, library, sdpa};
+use crate::families::{attention, library, sdpa, token};
 use crate::needs::saturating_sum;
 use crate::reducer::{self, RowsAndLogits};
+use crate::token::token_bytes;
 use crate::values::row_stride;
 
 /// Bytes of each kind of scratch.
@@ -30,22 +31,32 @@ pub(crate) struct ScratchSizes {
     pub reduction: usize,
     /// What the driver keeps of graphs, about.
     pub graphs: usize,
+    /// What the kernel for a token holds, where there is one.
+    pub token: usize,
 }
 
 /// Bytes of one step in a graph, measured on an H200 with the driver of CUDA 13.0: 0.57 MB for 147 steps.
 const GRAPH_STEP: usize = 4096;
 
 /// Bytes of the graphs that a session records when it is prepared.
-fn graph_bytes(plan: &Plan, limits: &Limits) -> usize {
-    RepeatedShape::expected(limits).len() * plan.steps.len() * GRAPH_STEP
+fn graph_bytes(plan: &Plan, limits: &Limits, token: Option<&token::Sizes>) -> usize {
+    let shapes = RepeatedShape::expected(limits).into_iter();
+    let recorded = shapes.filter(|shape| token.is_none() || !shape.is_token());
+    recorded.count() * plan.steps.len() * GRAPH_STEP
 }
 
 impl ScratchSizes {
-    pub fn of(plan: &Plan, limits: &Limits, kinds: &[AttentionKind]) -> ScratchSizes {
+    pub fn of(
+        plan: &Plan,
+        limits: &Limits,
+        kinds: &[AttentionKind],
+        token: Option<&token::Sizes>,
+    ) -> ScratchSizes {
         let program = &plan.program;
         let reduction = reducer::shape(plan, limits).map_or(0, RowsAndLogits::device_bytes);
-        let graphs = if kinds.is_empty() { 0 } else { graph_bytes(plan, limits) };
-        let mut sizes = ScratchSizes { reduction, graphs, ..ScratchSizes::default() };
+        let graphs = if kinds.is_empty() { 0 } else { graph_bytes(plan, limits, token) };
+        let token = token.map_or(0, |sizes| token_bytes(sizes, limits));
+        let mut sizes = ScratchSizes { reduction, graphs, token, ..ScratchSizes::default() };
         let floats = |count: usize| count.saturating_mul(size_of::<f32>());
         for step in plan.steps.iter().filter(|step| step.contract.order == Order::Library) {
             sizes.add_library(plan, limits, &step.op);
@@ -102,8 +113,9 @@ impl ScratchSizes {
     }
 
     pub fn total(&self) -> u64 {
-        let ScratchSizes { floats, activations, parts, part_softmax, library, reduction, graphs } = *self;
-        let all = [floats, activations, parts, part_softmax, library, reduction, graphs];
+        let ScratchSizes { floats, activations, parts, part_softmax, library, reduction, graphs, token } =
+            *self;
+        let all = [floats, activations, parts, part_softmax, library, reduction, graphs, token];
         saturating_sum(all.map(|bytes| bytes as u64))
     }
 }

@@ -4,13 +4,15 @@ mod product;
 mod projection;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, OpContract};
+use mantissa_numerics::policy::PrecisionPolicy;
 use mantissa_ops::backend::KernelChoice;
 use mantissa_ops::batch::Limits;
 use mantissa_ops::op::Heads;
-use mantissa_ops::program::RunRows;
+use mantissa_ops::program::{RunRows, cache_format};
 use mantissa_ops::{Op, Plan, Program, ShapeClass, op};
 
 use crate::backend::CudaOptions;
@@ -19,11 +21,13 @@ use crate::device::DeviceInfo;
 use crate::families::attention::{self, Route};
 use crate::families::library;
 use crate::families::products::{self, Capabilities, Epilogue, MatmulBackend};
+use crate::families::token::DecodeVariant;
 use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
 use crate::kernel::KernelSpec;
 
 pub(crate) use self::product::{Server, WeightProduct};
 use self::projection::FusedKernels;
+pub(crate) use self::token::token_spec;
 
 /// The formats that kernels are specialised for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +40,13 @@ pub(crate) struct Formats {
 impl Formats {
     /// Those of a plan.
     pub fn of_plan(plan: &Plan) -> Formats {
-        Formats {
-            weights: plan.policy.weights(),
-            activations: plan.policy.activations(),
-            cache: plan.cache_format(),
-        }
+        Formats::of(&plan.policy)
+    }
+
+    /// Those of a policy.
+    pub fn of(policy: &PrecisionPolicy) -> Formats {
+        let (weights, activations) = (policy.weights(), policy.activations());
+        Formats { weights, activations, cache: cache_format(policy) }
     }
 
     /// Those of a contract; a family does not look at what its contracts leave open.
@@ -97,6 +103,7 @@ pub(crate) struct Chooser {
     device: Capabilities,
     preferences: products::Preferences,
     softmax: softmax::Preferences,
+    decode: DecodeVariant,
 }
 
 impl Chooser {
@@ -106,6 +113,7 @@ impl Chooser {
             device: Capabilities { arch, multiprocessors, shared_per_block },
             preferences: options.products,
             softmax: options.softmax,
+            decode: options.decode,
         }
     }
 
@@ -124,6 +132,11 @@ impl Chooser {
             }
             (softmax::Variant::Block, _) => format!("rows of {width} do not fit registers: read three times"),
         }
+    }
+
+    /// How a token of one sequence is to be computed.
+    pub fn decode(&self) -> DecodeVariant {
+        self.decode
     }
 
     /// What choices ask of the device.

@@ -25,8 +25,9 @@ use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
 use crate::reducer::{self, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
-use crate::select::{Chooser, required_kernels};
+use crate::select::{Chooser, Formats, required_kernels, token_spec};
 use crate::tables::RopeTables;
+use crate::token::{Parts, TokenKernel, token_sizes};
 use crate::values::Values;
 use crate::weights::{Loader, Weights};
 
@@ -52,6 +53,7 @@ pub(crate) struct CudaSession {
     pub(crate) rows: RunRows,
     taken: Taken,
     pub(crate) graphs: Graphs,
+    pub(crate) token: Option<TokenKernel>,
     pub(crate) stream: Arc<Stream>,
     pub(crate) device: Device,
 }
@@ -61,7 +63,8 @@ impl CudaSession {
     pub fn predict(machine: &Machine, plan: &Plan, limits: &Limits) -> Result<MemoryUse, PrepareError> {
         limits.check()?;
         let kinds = attention_kinds(plan, &machine.chooser)?;
-        let sizes = ScratchSizes::of(plan, limits, &kinds);
+        let token = token_sizes(plan, &machine.chooser)?;
+        let sizes = ScratchSizes::of(plan, limits, &kinds, token.as_ref());
         Ok(Needs::of(plan, limits, &sizes, kinds.len())?.memory)
     }
 
@@ -80,14 +83,17 @@ impl CudaSession {
         check_overlap(&plan)?;
         check_heads(&plan.program)?;
         let kinds = attention_kinds(&plan, chooser)?;
-        let sizes = ScratchSizes::of(&plan, &limits, &kinds);
+        let token = token_sizes(&plan, chooser)?;
+        let sizes = ScratchSizes::of(&plan, &limits, &kinds, token.as_ref());
         Needs::of(&plan, &limits, &sizes, kinds.len())?.check(device.free_memory())?;
         let taken = Taken::before(device);
         let failed = |error| prepare_error("the session", error);
         let started = Instant::now();
         let stream = Arc::new(device.stream().map_err(failed)?);
         let reduced = reducer::shape(&plan, &limits);
+        let formats = Formats::of_plan(&plan);
         let mut specs = required_kernels(&plan, &limits, &kinds, chooser);
+        specs.extend(token.iter().map(|sizes| token_spec(formats, sizes)));
         specs.extend(reduced.iter().flat_map(|_| sampling::Kernel::ALL).map(sampling::Kernel::spec));
         let kernels = store.load(device, &specs).map_err(failed)?;
         let mut report = LoadReport::default();
@@ -103,6 +109,14 @@ impl CudaSession {
         };
         let values = Values::new(&plan, &limits, device, &stream).map_err(failed)?;
         let scratch = Scratch::new(sizes, device).map_err(failed)?;
+        let token = match (&token, &tables, &cache) {
+            (Some(sizes), Some(tables), Some(cache)) => {
+                let parts =
+                    Parts { plan: &plan, limits: &limits, weights: &weights, values: &values, tables, cache };
+                Some(TokenKernel::new(sizes, &parts, chooser, device, &stream)?)
+            }
+            _ => None,
+        };
         let batch = DeviceBatch::new(device, &limits, kinds).map_err(failed)?;
         let logits = device.allocate_host(logit_bytes(&plan, limits.outputs), "logits").map_err(failed)?;
         let reducer = reduced.map(|shape| Reducer::new(device, shape)).transpose().map_err(failed)?;
@@ -127,6 +141,7 @@ impl CudaSession {
             rows: RunRows::default(),
             taken,
             graphs: Graphs::default(),
+            token,
             stream,
             device: device.clone(),
         };

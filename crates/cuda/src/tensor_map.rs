@@ -3,7 +3,7 @@
 use std::ptr;
 
 use cudarc::driver::result::DriverError;
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUtensorMapL2promotion as Fetch};
 
 use crate::device::driver_error;
 use crate::error::CudaError;
@@ -11,7 +11,7 @@ use crate::error::CudaError;
 /// What the copy engine knows of a matrix: where it is, and the boxes in which it is copied to and from shared memory.
 /// A kernel takes it within its parameter.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct TensorMap {
     words: [u64; 16],
 }
@@ -27,7 +27,7 @@ pub struct Matrix {
     pub columns: usize,
     /// Bytes from one row to the next: a multiple of 16.
     pub stride: usize,
-    /// Bytes of a value: two or four.
+    /// Bytes of a value: one, two or four.
     pub value_bytes: usize,
 }
 
@@ -69,40 +69,74 @@ impl TensorMap {
     /// # Errors
     /// Where the driver refuses the sizes, or knows no tensor maps.
     pub fn new(matrix: Matrix, piece: CopyBox) -> Result<TensorMap, CudaError> {
-        let format = match matrix.value_bytes {
-            2 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
-            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT32,
-        };
-        let swizzle = match piece.width {
-            BoxWidth::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
-            BoxWidth::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-        };
         let sizes = [matrix.columns as u64, matrix.rows as u64];
-        let strides = [matrix.stride as u64];
         let lengths = [(piece.width.bytes() / matrix.value_bytes) as u32, piece.rows as u32];
-        let steps = [1; 2];
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: the map is written and the arrays are read before this returns, two numbers of each and one of the
-        // strides; the matrix is not looked at.
-        let made = unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &raw mut map,
-                format,
-                2,
-                ptr::with_exposed_provenance_mut(matrix.address as usize),
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                lengths.as_ptr(),
-                steps.as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        };
-        match made {
-            sys::CUresult::CUDA_SUCCESS => Ok(TensorMap { words: map.opaque }),
-            error => Err(driver_error("describing a matrix to the copy engine", DriverError(error))),
-        }
+        let fetch = Fetch::CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+        encode(matrix, Dimensions { sizes, strides: [matrix.stride as u64], lengths, fetch }, piece.width)
+    }
+
+    /// Describes a matrix whose columns are cut into panels of `piece.width`, a whole number of them: a copy moves `panels`
+    /// panels of `piece.rows` rows, one after another. Neighbouring panels are copied together, so that memory is fetched in
+    /// larger pieces.
+    ///
+    /// # Errors
+    /// As [`TensorMap::new`].
+    pub fn of_panels(matrix: Matrix, piece: CopyBox, panels: usize) -> Result<TensorMap, CudaError> {
+        let width = piece.width.bytes() / matrix.value_bytes;
+        let sizes = [width as u64, matrix.rows as u64, (matrix.columns / width) as u64];
+        let strides = [matrix.stride as u64, piece.width.bytes() as u64];
+        let lengths = [width as u32, piece.rows as u32, panels as u32];
+        let fetch = Fetch::CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+        encode(matrix, Dimensions { sizes, strides, lengths, fetch }, piece.width)
+    }
+}
+
+/// Values along each dimension, bytes from one to the next along all but the first, values of a box, and the bytes that are
+/// fetched from memory together.
+struct Dimensions<const DIMS: usize, const STRIDES: usize> {
+    sizes: [u64; DIMS],
+    strides: [u64; STRIDES],
+    lengths: [u32; DIMS],
+    fetch: Fetch,
+}
+
+fn encode<const DIMS: usize, const STRIDES: usize>(
+    matrix: Matrix,
+    dimensions: Dimensions<DIMS, STRIDES>,
+    width: BoxWidth,
+) -> Result<TensorMap, CudaError> {
+    const { assert!(STRIDES + 1 == DIMS, "values of a row follow one another") };
+    let format = match matrix.value_bytes {
+        1 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        2 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,
+        _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT32,
+    };
+    let swizzle = match width {
+        BoxWidth::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        BoxWidth::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    let steps = [1; DIMS];
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the map is written and the arrays are read before this returns, as many numbers of each as there are
+    // dimensions and one less of the strides; the matrix is not looked at.
+    let made = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            format,
+            DIMS as u32,
+            ptr::with_exposed_provenance_mut(matrix.address as usize),
+            dimensions.sizes.as_ptr(),
+            dimensions.strides.as_ptr(),
+            dimensions.lengths.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            dimensions.fetch,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    match made {
+        sys::CUresult::CUDA_SUCCESS => Ok(TensorMap { words: map.opaque }),
+        error => Err(driver_error("describing a matrix to the copy engine", DriverError(error))),
     }
 }

@@ -10,6 +10,7 @@ use mantissa_cuda::families::norm::Addition;
 use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
 use mantissa_cuda::families::{
     attention, ceilings, elementwise, embedding, library, norm, products, qkv, rope, sampling, sdpa, softmax,
+    token,
 };
 use mantissa_cuda::kernel::{Alias, KernelSpec, SourceFile};
 use mantissa_numerics::Format;
@@ -121,6 +122,21 @@ fn attention_kernels(activations: Format, cache: CacheFormat, heads: &[Heads]) -
     all
 }
 
+/// The kernels for a token of Qwen2.5-0.5B and Llama-3.2-1B.
+fn token_kernels(activations: Format, cache: CacheFormat) -> Vec<KernelSpec> {
+    let [_, hopper, _] = DEVICES;
+    let models = [(HEADS[0], 24, 896, 4_864), (HEADS[1], 16, 2_048, 8_192)];
+    let spec = |(heads, layers, width, inner)| {
+        let shared =
+            token::Shared::divide(inner, 5 * layers + 1, heads, cache, hopper).expect("there is room");
+        let blocks = hopper.multiprocessors as usize;
+        let sizes = token::Sizes { layers, width, inner, vocabulary: 128_256, heads, cache, blocks, shared };
+        token::spec(activations, &sizes)
+    };
+    let served = token::serves_formats(activations, activations, cache);
+    models.into_iter().filter(|_| served).map(spec).collect()
+}
+
 /// The kernels that a contract may use.
 fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
     let activations = query.activations;
@@ -151,7 +167,9 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
             let apart = [heads.iter().map(finish).collect(), product(Epilogue::Plain)].concat();
             [apart, fused_qkv_kernels(weights, activations, cache, heads)].concat()
         }
-        Family::Attention => attention_kernels(activations, cache, heads),
+        Family::Attention => {
+            [attention_kernels(activations, cache, heads), token_kernels(activations, cache)].concat()
+        }
     }
 }
 
@@ -199,6 +217,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
             | SourceFile::ProductWgmmaQkv
             | SourceFile::Norm
             | SourceFile::NormRows
+            | SourceFile::Token
             | SourceFile::SoftmaxVec
             | SourceFile::Sampling
     );
@@ -212,9 +231,10 @@ fn spilled(log: &str) -> u64 {
     log.match_indices("bytes spill stores").filter_map(|(at, _)| before(&log[..at])).sum::<u64>()
 }
 
-/// Whether a kernel is one of those that run on an architecture: wgmma is Hopper's alone.
+/// Whether a kernel is one of those that run on an architecture: wgmma is Hopper's alone, and what was tuned for it.
 fn runs_on(spec: &KernelSpec, arch: Arch) -> bool {
-    !matches!(spec.file, SourceFile::ProductWgmma | SourceFile::ProductWgmmaQkv) || arch == HOPPER
+    use SourceFile::{ProductWgmma, ProductWgmmaQkv, Token};
+    !matches!(spec.file, ProductWgmma | ProductWgmmaQkv | Token) || arch == HOPPER
 }
 
 /// Compiles on two threads and returns what went wrong, by kernel.

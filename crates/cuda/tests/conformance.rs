@@ -6,8 +6,8 @@ mod gpu;
 
 use std::sync::OnceLock;
 
-use mantissa_cuda::CudaBackend;
 use mantissa_cuda::families::products::{MatmulBackend, Preferences, VariantPreference};
+use mantissa_cuda::{CudaBackend, CudaOptions};
 use mantissa_numerics::contract::{Family, OpContract, Order};
 use mantissa_ops::Backend;
 use mantissa_ops::conformance::{check_family, or_skip};
@@ -15,15 +15,18 @@ use mantissa_ops::conformance::{check_family, or_skip};
 /// The device, shared by all tests so that each kernel is loaded once, or why there is none.
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
-    BACKEND.get_or_init(|| gpu::open(Preferences::default())).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(CudaOptions::default())).as_ref().map_err(Clone::clone)
 }
 
 /// The same, with every product that cuBLASLt can form left to it.
 fn library() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
     let (backend, variant) = (MatmulBackend::CublasLt, VariantPreference::Gemm);
-    let preferences = Preferences { backend, variant, ..Preferences::default() };
-    BACKEND.get_or_init(|| gpu::open(preferences)).as_ref().map_err(Clone::clone)
+    let products = Preferences { backend, variant, ..Preferences::default() };
+    BACKEND
+        .get_or_init(|| gpu::open(CudaOptions { products, ..CudaOptions::default() }))
+        .as_ref()
+        .map_err(Clone::clone)
 }
 
 /// Runs the contracts of a family that leave their order to the library.

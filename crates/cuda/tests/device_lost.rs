@@ -8,9 +8,8 @@ mod gpu;
 mod selftest;
 
 use mantissa_cuda::device::Device;
-use mantissa_cuda::families::products::Preferences;
 use mantissa_cuda::kernel::Launch;
-use mantissa_cuda::{CudaBackend, CudaError};
+use mantissa_cuda::{CudaBackend, CudaError, CudaOptions};
 use mantissa_numerics::Format;
 use mantissa_numerics::policy::Preset;
 use mantissa_ops::backend::{LoadOptions, NoProgress, OverflowRule, Session};
@@ -57,7 +56,7 @@ fn lose(device: &Device) -> CudaError {
 
 #[test]
 fn after_a_device_is_lost_every_call_says_so_and_no_old_number_comes_back() {
-    let Some(backend) = or_skip(gpu::open(Preferences::default())) else { return };
+    let Some(backend) = or_skip(gpu::open(CudaOptions::default())) else { return };
     let (mut session, embedded) = session(&backend);
     let logits = run(session.as_mut()).expect("a run");
     assert!(logits.len() == 2 * VOCABULARY && logits.iter().all(|number| number.is_finite()));

@@ -8,8 +8,7 @@ mod gpu;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use mantissa_cuda::CudaBackend;
-use mantissa_cuda::families::products::Preferences;
+use mantissa_cuda::{CudaBackend, CudaOptions};
 use mantissa_engine::sampling::SamplingParams;
 use mantissa_engine::{EndOfText, Engine, EngineOptions, Request, SequenceId};
 use mantissa_numerics::Format;
@@ -30,7 +29,7 @@ use mantissa_ops::{
 
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
-    BACKEND.get_or_init(|| gpu::open(Preferences::default())).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(CudaOptions::default())).as_ref().map_err(Clone::clone)
 }
 
 /// The GPU, with sessions that leave everything behind their logits to the trait.

@@ -7,7 +7,7 @@ mod decoder;
 mod gpu;
 
 use decoder::Decoder;
-use mantissa_cuda::families::products::Preferences;
+use mantissa_cuda::CudaOptions;
 use mantissa_numerics::policy::Preset;
 use mantissa_ops::backend::{Backend, LoadOptions, NoProgress, OverflowRule, Session};
 use mantissa_ops::conformance::or_skip;
@@ -44,7 +44,7 @@ fn decode(session: &mut dyn Session, sequences: usize, position: usize) {
 
 #[test]
 fn nothing_is_allocated_after_the_start() {
-    let Some(backend) = or_skip(gpu::open(Preferences::default())) else { return };
+    let Some(backend) = or_skip(gpu::open(CudaOptions::default())) else { return };
     // Fewer shapes of batches than there are graphs, and more.
     for sequences in [8, 16] {
         let (program, source) = DECODER.model();

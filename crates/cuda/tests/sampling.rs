@@ -6,8 +6,7 @@ mod gpu;
 
 use std::sync::OnceLock;
 
-use mantissa_cuda::CudaBackend;
-use mantissa_cuda::families::products::Preferences;
+use mantissa_cuda::{CudaBackend, CudaOptions};
 use mantissa_engine::sampling::{History, Sampler, SamplingParams};
 use mantissa_numerics::Format;
 use mantissa_numerics::policy::Preset;
@@ -27,7 +26,7 @@ const SHAPES: usize = 10;
 
 fn backend() -> Result<&'static CudaBackend, String> {
     static BACKEND: OnceLock<Result<CudaBackend, String>> = OnceLock::new();
-    BACKEND.get_or_init(|| gpu::open(Preferences::default())).as_ref().map_err(Clone::clone)
+    BACKEND.get_or_init(|| gpu::open(CudaOptions::default())).as_ref().map_err(Clone::clone)
 }
 
 /// Numbers that look random (Marsaglia's xorshift).

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mantissa_numerics::ConversionStats;
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::OpContract;
+use mantissa_numerics::policy::PrecisionPolicy;
 
 use crate::batch::{Batch, BatchError, Limits};
 use crate::ceilings::{CeilingError, Ceilings};
@@ -48,6 +49,17 @@ pub trait Backend: Send + Sync {
 
     /// The kernel for an op of a program. Selects and hands off; computes nothing.
     fn choose(&self, program: &Program, op: &Op, contract: &OpContract, class: ShapeClass) -> KernelChoice;
+
+    /// How all steps of a batch of a class are launched, and why, where there is more to it than one kernel after another.
+    fn launches(
+        &self,
+        program: &Program,
+        policy: &PrecisionPolicy,
+        class: ShapeClass,
+    ) -> Option<KernelChoice> {
+        let _ = (program, policy, class);
+        None
+    }
 
     /// What a session of the plan will hold, where the backend can say that before it prepares one.
     ///

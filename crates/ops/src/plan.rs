@@ -77,6 +77,8 @@ pub struct Plan {
     pub backend: BackendInfo,
     /// Steps, in order.
     pub steps: Vec<Step>,
+    /// How all steps are launched in each [`ShapeClass`], where there is more to it than one kernel after another.
+    pub launches: [Option<KernelChoice>; 3],
 }
 
 /// Every combination that the backend does not support, at once.
@@ -146,7 +148,8 @@ impl Plan {
             }
         }
         if unsupported.is_empty() {
-            Ok(Arc::new(Plan { program, policy, backend: info, steps }))
+            let launches = ShapeClass::ALL.map(|class| backend.launches(&program, &policy, class));
+            Ok(Arc::new(Plan { program, policy, backend: info, steps, launches }))
         } else {
             Err(PlanError { unsupported })
         }
@@ -165,6 +168,11 @@ impl Plan {
             }
         }
         if steps.is_empty() { Ok(()) } else { Err(BatchDependent { steps }) }
+    }
+
+    /// How all steps are launched for a class of shapes.
+    pub fn launch(&self, class: ShapeClass) -> Option<&KernelChoice> {
+        self.launches[class as usize].as_ref()
     }
 
     /// Format of a value.

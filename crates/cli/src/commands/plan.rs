@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use mantissa::Options;
 use mantissa::numerics::contract::CacheFormat;
+use mantissa::ops::backend::KernelChoice;
 use mantissa::ops::cost::{Cost, RunShape, SequenceShape};
 use mantissa::ops::{Op, Plan, ShapeClass, Step};
 use serde_json::{Value, json};
@@ -214,6 +215,9 @@ fn print(args: &Args, plan: &Plan, shape: &RunShape, class: ShapeClass, rows: Ve
         cells
     };
     table::print(&columns, &folded.iter().map(cells).collect::<Vec<_>>())?;
+    if let Some(KernelChoice { kernel, why }) = plan.launch(class) {
+        writeln!(output::stdout(), "\nlaunched as {kernel}: {why}")?;
+    }
     let memory = plan.memory(context * shape.sequences.len());
     writeln!(
         output::stdout(),
@@ -253,6 +257,7 @@ fn print_json(plan: &Plan, shape: &RunShape, class: ShapeClass, rows: &[Row]) ->
             "outputs": shape.outputs,
         },
         "steps": steps,
+        "launched_as": plan.launch(class).map(|launch| json!({ "kernel": launch.kernel, "why": launch.why })),
         "total": cost_json(&plan.cost(shape)),
         "memory": { "weights": memory.weights, "cache": memory.cache },
     }))

@@ -86,7 +86,7 @@ pub fn rounding(unit: Unit) -> &'static [RoundingPoint] {
 }
 
 /// Query heads of each key head.
-pub(super) fn group(heads: Heads) -> usize {
+pub(crate) fn group(heads: Heads) -> usize {
     heads.query.checked_div(heads.key_value).unwrap_or(0)
 }
 

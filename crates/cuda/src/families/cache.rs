@@ -55,6 +55,11 @@ impl CacheLayout {
         (self.spec.heads.dim * bytes).next_multiple_of(16) / bytes
     }
 
+    /// Key and value vectors of a layer.
+    pub fn layer_vectors(&self) -> usize {
+        self.pages * self.page_vectors()
+    }
+
     fn page_vectors(&self) -> usize {
         2 * self.spec.heads.key_value * self.page_size
     }

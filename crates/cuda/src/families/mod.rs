@@ -22,6 +22,7 @@ pub mod sdpa;
 pub mod single;
 pub mod softmax;
 pub mod tiles;
+pub mod token;
 pub mod wgmma;
 
 /// One block of `threads` for each row.

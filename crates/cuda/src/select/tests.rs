@@ -13,6 +13,7 @@ use super::*;
 use crate::compile::Arch;
 use crate::contracts::contracts;
 use crate::families::products::{MatmulBackend, Preferences, VariantPreference};
+use crate::families::token::DecodeVariant;
 use crate::kernel::SourceFile;
 
 const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
@@ -285,6 +286,39 @@ fn a_library_shows_in_the_contract_and_in_the_kernels_that_are_loaded() {
         // The copy engine of Hopper brings neighbouring rows.
         assert_eq!(kernels.contains(&library::gather_spec()), gathers, "{}", device.name);
     }
+}
+
+#[test]
+fn a_token_has_one_kernel_where_there_is_one() {
+    let launch = |device: &DeviceInfo, options: CudaOptions, policy: PrecisionPolicy| {
+        let chooser = Chooser::new(device, &options);
+        let [decode, batch, prefill] =
+            ShapeClass::ALL.map(|class| chooser.launches(&program(), Formats::of(&policy), class));
+        assert_eq!((batch.kernel.as_str(), prefill.kernel.as_str()), ("one graph", "kernel by kernel"));
+        (decode.kernel, decode.why)
+    };
+    let [a100, h200, ..] = devices();
+    for preset in [Preset::Bf16, Preset::F16] {
+        let (kernel, _) = launch(&h200, CudaOptions::default(), preset.policy());
+        assert!(kernel.starts_with("token.token[A="), "{kernel}");
+    }
+    let graph = |device: &DeviceInfo, options: CudaOptions, policy: PrecisionPolicy| {
+        let (kernel, why) = launch(device, options, policy);
+        assert_eq!(kernel, "one graph");
+        why
+    };
+    let bf16 = Preset::Bf16.policy();
+    let preferred = CudaOptions { decode: DecodeVariant::Graph, ..CudaOptions::default() };
+    assert_eq!(graph(&h200, preferred, bf16), "other kernels are preferred: decode variant graph");
+    let products = Preferences { variant: VariantPreference::Gemm, ..Preferences::default() };
+    let gemm = CudaOptions { products, ..CudaOptions::default() };
+    assert_eq!(graph(&h200, gemm, bf16), "other kernels are preferred: matmul variant gemm");
+    assert_eq!(
+        graph(&a100, CudaOptions::default(), bf16),
+        "it was made for devices of compute capability 9.0"
+    );
+    let why = graph(&h200, CudaOptions::default(), Preset::F32.policy());
+    assert_eq!(why, "weights in f32, activations in f32 and a cache in f32");
 }
 
 #[test]

@@ -1,0 +1,186 @@
+// The attention phase of the token kernel: the arithmetic of attention_decode_mma.cu and attention_merge.cu, to the bit.
+//
+// A unit is (section, key head); blocks take units in turns. Its spans fall to the consumer warps in turns (token_span.cuh),
+// and the block merges them. Where the row has more than one section, blocks publish a record of each unit, and then merge
+// records, a part of a head's dimensions by each warp.
+//
+// Aliases: those of token_span.cuh.
+
+// Words of a record: outputs, largest exponent, sum.
+constexpr u32 RECORD = DIM + 2;
+
+__device__ __forceinline__ u32 encode_pair(const Merged& all) {
+    const float two[2] = {divide(all.out.x, all.softmax.sum), divide(all.out.y, all.softmax.sum)};
+    return encode_word(two, A{});
+}
+
+// Merges the spans of a unit: a head for each warp.
+__device__ __forceinline__ void merge_unit(
+    const TokenArgs& args, const TokenRow& row, const Unit& unit, const Section& section, u32 epoch
+) {
+    if (warp() >= GROUP) return;
+    const u32 head = unit.kv_head * GROUP + warp();
+#pragma unroll
+    for (u32 pair = lane(); pair < PAIRS; pair += 32) {
+        Merged part = merge_spans(section, unit.first, unit.end, warp(), 2 * pair);
+        if (row.sections == 1) {
+            // What is joined to nothing stays the same, but for the sign of zeros.
+            part.out = float2{part.out.x + 0.0f, part.out.y + 0.0f};
+            post(args.attended + head * PAIRS + pair, encode_pair(part), epoch);
+        } else {
+            u64* record = args.records + (u64(head) * args.max_sections + unit.number) * RECORD;
+            post_two(record + 2 * pair, bits_of(part.out.x), bits_of(part.out.y), epoch);
+            if (pair == 0) post_two(record + DIM, bits_of(part.softmax.largest), bits_of(part.softmax.sum), epoch);
+        }
+    }
+}
+
+// Pairs of dimensions of a part, which a warp merges; records that it does at a time; warps of a block that do.
+constexpr u32 PART_PAIRS = 4, CHUNK = 64, MERGE_WARPS = 4;
+constexpr u32 PER_LOOK = 32 / PART_PAIRS, LOOKS = CHUNK / PER_LOOK;
+
+// How a record is joined to those before it: that and the records' outputs, of a warp.
+struct MergeArea {
+    float4 by[CHUNK];
+    float2 outputs[CHUNK][PART_PAIRS];
+};
+constexpr u32 ATTENTION_BYTES = maximum(u32(sizeof(MergeArea) * MERGE_WARPS), u32(sizeof(AttentionArea)));
+
+// Up to CHUNK records of a head as a warp has them: a lane has the softmax of two neighbours, and outputs of every
+// PER_LOOK-th.
+struct Records {
+    Softmax part[2];
+    float2 outputs[LOOKS];
+
+    // All words are asked for together.
+    __device__ __forceinline__ void take(const u64* records, u32 first_pair, u32 count, u32 epoch) {
+        uint4 softmax[2] = {}, words[LOOKS] = {};
+        Patience patience;
+        bool missing;
+        do {
+            patience.spend();
+            missing = false;
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                const u32 record = 2 * lane() + k;
+                if (record < count) softmax[k] = peek_two(records + record * RECORD + DIM);
+            }
+#pragma unroll
+            for (u32 k = 0; k < LOOKS; ++k) {
+                const u32 record = lane() / PART_PAIRS + k * PER_LOOK, pair = first_pair + lane() % PART_PAIRS;
+                if (record < count) words[k] = peek_two(records + record * RECORD + 2 * pair);
+            }
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) missing |= 2 * lane() + k < count && !are_of(softmax[k], epoch);
+#pragma unroll
+            for (u32 k = 0; k < LOOKS; ++k) {
+                missing |= lane() / PART_PAIRS + k * PER_LOOK < count && !are_of(words[k], epoch);
+            }
+        } while (__any_sync(FULL_WARP, missing));
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) {
+            const Softmax taken{float_of(softmax[k].x), float_of(softmax[k].z)};
+            part[k] = 2 * lane() + k < count ? taken : nothing_seen();
+        }
+#pragma unroll
+        for (u32 k = 0; k < LOOKS; ++k) outputs[k] = float2{float_of(words[k].x), float_of(words[k].z)};
+    }
+
+    // Leaves outputs and factors for the warp; `largest` is the largest exponent before them, then with them.
+    __device__ __forceinline__ void store(MergeArea& area, float& largest) const {
+        float both = larger(part[0].largest, part[1].largest), joined = both;
+#pragma unroll
+        for (u32 distance = 1; distance < 32; distance *= 2) {
+            const float lower = __shfl_up_sync(FULL_WARP, joined, distance);
+            if (lane() >= distance) joined = larger(joined, lower);
+        }
+        const float lower = __shfl_up_sync(FULL_WARP, joined, 1);
+        float before = lane() == 0 ? largest : larger(largest, lower);
+        largest = larger(largest, __shfl_sync(FULL_WARP, joined, 31));
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) {
+            const float now = larger(before, part[k].largest), shift = finite_or_zero(now);
+            area.by[2 * lane() + k] =
+                float4{power_of_two(before - shift), power_of_two(part[k].largest - shift), part[k].sum, 0.0f};
+            before = now;
+        }
+#pragma unroll
+        for (u32 k = 0; k < LOOKS; ++k) {
+            area.outputs[lane() / PART_PAIRS + k * PER_LOOK][lane() % PART_PAIRS] = outputs[k];
+        }
+        __syncwarp();
+    }
+};
+
+// Merges a part of a head, the pairs of dimensions from `first_pair` on, by a warp.
+__device__ __forceinline__ void merge_records(
+    const TokenArgs& args, const TokenRow& row, MergeArea& area, u32 head, u32 first_pair, u32 epoch
+) {
+    const u64* records = args.records + u64(head) * args.max_sections * RECORD;
+    Merged all{nothing_seen(), float2{0.0f, 0.0f}};
+    float largest = -infinity();
+#pragma unroll 1
+    for (u32 start = 0; start < row.sections; start += CHUNK) {
+        const u32 count = minimum(row.sections - start, CHUNK);
+        Records some;
+        some.take(records + u64(start) * RECORD, first_pair, count, epoch);
+        some.store(area, largest);
+#pragma unroll 8
+        for (u32 i = 0; i < count; ++i) {
+            const float4 joined = area.by[i];
+            const float2 out = area.outputs[i][lane() % PART_PAIRS];
+            const Factors by{joined.x, joined.y};
+            all.softmax.sum = mul_add(joined.z, by.part, all.softmax.sum * by.before);
+            all.out = float2{merge_output(all.out.x, out.x, by), merge_output(all.out.y, out.y, by)};
+        }
+        __syncwarp();
+    }
+    const u32 pair = first_pair + lane();
+    if (lane() < PART_PAIRS) post(args.attended + head * PAIRS + pair, encode_pair(all), epoch);
+}
+
+// ------------------------------------------------------------------------------------------------------- the phase
+
+// `fill` is the number of the block's first fill of the phase.
+__device__ __forceinline__ void attention_phase(
+    const TokenArgs& args, const Phase& phase, u32 rank, u8* work, const Ring& ring, u32 fill, u32 epoch
+) {
+    const TokenRow row(args);
+    const CacheLayer cache = cache_of(args, phase);
+    AttentionArea& area = *reinterpret_cast<AttentionArea*>(work);
+    Section& section = area.section;
+    u32 turn = 0;
+    consumers_sync();
+#pragma unroll 1
+    for (u32 number = rank; number < row.sections * args.key_heads; number += gridDim.x) {
+        const Unit unit(args, row, number);
+        // The warp's span: the block's spans fall to warps in turns, so that all have work in long contexts.
+        const u32 i = warp() >= turn ? warp() - turn : warp() + CONSUMER_WARPS - turn;
+        const bool has_span = i >= unit.first && i < unit.end;
+        const u32 first_fill = fill + (i - unit.first) * SPAN_FILLS;
+        if (has_span) {
+            attend_span(args, cache, row, unit, i, ring, first_fill, epoch, area);
+        } else if (i < SECTION) {
+            softmax_arrive();
+        } else {
+            softmax_wait();
+            const u32 item = (i - SECTION) * 32 + lane();
+            if (i - SECTION < div_ceil(HEADS * SECTION, 32)) join_spans(section, unit.first, unit.end, item);
+        }
+        consumers_sync();
+        merge_unit(args, row, unit, section, epoch);
+        if (has_span) release_span(ring, first_fill);
+        consumers_sync();
+        fill += (unit.end - unit.first) * SPAN_FILLS;
+        turn = (turn + SECTION) % CONSUMER_WARPS;
+    }
+    if (row.sections == 1) return;
+    MergeArea& merging = reinterpret_cast<MergeArea*>(work)[warp()];
+    constexpr u32 PARTS = PAIRS / PART_PAIRS;
+    const u32 first = warp() < MERGE_WARPS ? rank + gridDim.x * warp() : args.query_heads * PARTS;
+#pragma unroll 1
+    for (u32 part = first; part < args.query_heads * PARTS; part += gridDim.x * MERGE_WARPS) {
+        merge_records(args, row, merging, part / PARTS, part % PARTS * PART_PAIRS, epoch);
+    }
+    consumers_sync();
+}

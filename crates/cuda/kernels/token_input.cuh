@@ -1,0 +1,119 @@
+// Activations of the token kernel's products: from the exchange, through RMSNorm where there is one, into shared memory.
+
+// Columns of a segment of product_mma.cuh.
+constexpr u32 SEGMENT = 256;
+// From segment to segment of the activations in shared memory: two of them are read at once, from different banks.
+constexpr u32 INPUT_PITCH = SEGMENT * 2 + 64;
+// Threads that take activations, as many as norm.cu has for a row, and what each takes at a time. The others finish outputs,
+// so that the next phase's activations are waited for in the meantime.
+constexpr u32 READERS = 256, NORM_EACH = 4, NORM_SWEEP = READERS * NORM_EACH;
+
+// What a warp works with in shared memory.
+struct Work {
+    u8* input;
+    float* sums;
+    float* scratch;
+};
+
+// Four neighbouring activations, two words of each sixteen of a block of two steps: those that a lane multiplies in both lie
+// together, words i, i + 4, i + 8 and i + 12.
+__device__ __forceinline__ void store_input(const Work& work, u32 column, uint2 four) {
+    const u32 word = column % 32 / 2;
+    u8* block = work.input + column / SEGMENT * INPUT_PITCH + column % SEGMENT / 32 * 64;
+    u32* to = reinterpret_cast<u32*>(block) + word % 4 * 4 + word / 4;
+    to[0] = four.x;
+    to[4] = four.y;
+}
+
+// Zeros from the last column to the end of its fill.
+__device__ __forceinline__ void pad_input(u32 columns, const Work& work) {
+    const u32 at = columns + threadIdx.x * 4;
+    if (at < round_up(columns, 2 * SEGMENT)) store_input(work, at, make_uint2(0, 0));
+}
+
+// What this thread takes of activations as they come.
+__device__ __forceinline__ Asked<INPUT_EACH> ask_input(const u64* words, u32 columns) {
+    const bool takes = threadIdx.x < minimum(READERS, columns / 4);
+    return Asked<INPUT_EACH>(words + threadIdx.x * 2, READERS * 2, takes ? div_ceil(columns / 4 - threadIdx.x, READERS) : 0);
+}
+
+__device__ __forceinline__ void take_input(Asked<INPUT_EACH>& asked, u32 columns, u32 epoch, const Work& work) {
+    asked.settle(epoch);
+#pragma unroll
+    for (u32 i = 0; i < INPUT_EACH; ++i) {
+        if (i < asked.count) store_input(work, (threadIdx.x + i * READERS) * 4, asked.data(i));
+    }
+    pad_input(columns, work);
+    consumers_sync();
+}
+
+// 1 / x, rounded once.
+__device__ __forceinline__ float reciprocal(float x) {
+    float result;
+    asm("rcp.rn.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+// A thread's weights of the norm.
+using NormWeights = float[NORM_SWEEPS][NORM_EACH];
+
+__device__ __forceinline__ u32 norm_sweeps(u32 columns) {
+    const u32 first = threadIdx.x * NORM_EACH;
+    return threadIdx.x < READERS && first < columns ? div_ceil(columns - first, NORM_SWEEP) : 0;
+}
+
+__device__ __forceinline__ void load_norm(const Phase& phase, NormWeights& weight) {
+    const u32 sweeps = norm_sweeps(phase.columns);
+#pragma unroll
+    for (u32 i = 0; i < NORM_SWEEPS; ++i) {
+        if (i < sweeps) decode(load_pack(phase.norm + threadIdx.x * NORM_EACH + i * NORM_SWEEP), weight[i]);
+    }
+}
+
+// What this thread takes of activations that a norm follows.
+__device__ __forceinline__ Asked<NORM_SWEEPS> ask_normed(const u64* words, u32 columns) {
+    return Asked<NORM_SWEEPS>(words + threadIdx.x * NORM_EACH / 2, NORM_SWEEP / 2, norm_sweeps(columns));
+}
+
+// Activations through RMSNorm, each number as norm.cu computes it.
+__device__ __forceinline__ void take_normed(
+    Asked<NORM_SWEEPS>& asked, const NormWeights& weight, u32 columns, f32 eps, u32 epoch, const Work& work
+) {
+    float x[NORM_SWEEPS][NORM_EACH] = {}, sum = 0.0f;
+    const u32 first = threadIdx.x * NORM_EACH, sweeps = asked.count;
+    if (threadIdx.x < READERS) {
+        asked.settle(epoch);
+#pragma unroll
+        for (u32 i = 0; i < NORM_SWEEPS; ++i) {
+            if (i >= sweeps) continue;
+            decode_word(asked.data(i).x, A{}, x[i]);
+            decode_word(asked.data(i).y, A{}, x[i] + 2);
+#pragma unroll
+            for (u32 j = 0; j < NORM_EACH; ++j) sum = mul_add(x[i][j], x[i][j], sum);
+        }
+        work.scratch[threadIdx.x] = sum;
+    }
+    consumers_sync();
+    if (threadIdx.x < READERS) {
+        float part[READERS / 32];
+#pragma unroll
+        for (u32 i = 0; i < READERS / 32; ++i) part[i] = work.scratch[i * 32 + threadIdx.x % 32];
+#pragma unroll
+        for (u32 half = READERS / 64; half > 0; half /= 2) {
+#pragma unroll
+            for (u32 i = 0; i < half; ++i) part[i] = part[i] + part[i + half];
+        }
+        sum = warp_sum(part[0]);
+        const float inverse = reciprocal(square_root(divide(sum, float(columns)) + eps));
+#pragma unroll
+        for (u32 i = 0; i < NORM_SWEEPS; ++i) {
+            if (i >= sweeps) continue;
+            float scaled[NORM_EACH];
+#pragma unroll
+            for (u32 j = 0; j < NORM_EACH; ++j) scaled[j] = (x[i][j] * inverse) * weight[i][j];
+            store_input(work, first + i * NORM_SWEEP, encode<A>(scaled).raw.bits);
+        }
+    }
+    pad_input(columns, work);
+    consumers_sync();
+}

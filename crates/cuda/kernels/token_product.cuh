@@ -1,0 +1,85 @@
+// The phases of the token kernel that are products.
+
+// Bytes of sums of units, behind the activations.
+constexpr u32 SUM_BYTES = 8192;
+
+// QKV and GATE_UP.
+__device__ __forceinline__ void double_phase(
+    const TokenArgs& args, const Phase& phase, const Share& share, const Place& place, const Ring& ring, u32 fill,
+    const Work& work, u32 epoch
+) {
+    const bool is_qkv = phase.kind == QKV, has_bias = phase.bias != nullptr;
+    const u64* words = is_qkv ? args.hidden : args.middle;
+    const u32 columns = phase.columns;
+    const Finisher finisher(share);
+    NormWeights weight = {};
+    load_norm(phase, weight);
+    DoubleEnding ending = {};
+    if (finisher.valid) ending.find(args, phase, place, share.first * TILE + finisher.number);
+    Product product(share, 2, fill, ring, work);
+    auto asked = ask_normed(words, columns);
+    take_normed(asked, weight, columns, args.eps, epoch, work);
+    product.multiply(ring, work);
+    if (!finisher.works) return;
+    const u32 segments = 2 * product.fills.pairs;
+    float total[2] = {0.0f, 0.0f};
+    add_segments(finisher.sums(work, segments, 2), finisher.valid ? segments : 0, segments * TILE, total);
+    if (is_qkv) {
+        ending.finish_pair(total[0], total[1], has_bias, epoch, finisher.valid);
+    } else {
+        ending.finish_gated(total[0], total[1], epoch, finisher.valid);
+    }
+}
+
+// OUT and DOWN.
+__device__ __forceinline__ void single_phase(
+    const TokenArgs& args, const Phase& phase, const Share& share, const Ring& ring, u32 fill, const Work& work, u32 epoch
+) {
+    const bool is_out = phase.kind == OUT;
+    const u64* words = is_out ? args.attended : args.gated;
+    const f32 alpha = phase.alpha;
+    const u32 columns = phase.columns;
+    const Finisher finisher(share);
+    SingleEnding ending = {};
+    if (finisher.valid) ending.find(args, phase, share.first * TILE + finisher.number);
+    Product product(share, 1, fill, ring, work);
+    auto asked = ask_input(words, columns);
+    take_input(asked, columns, epoch, work);
+    product.multiply(ring, work);
+    if (!finisher.works) return;
+    const u32 segments = 2 * product.fills.pairs;
+    float total[1] = {0.0f};
+    add_segments(finisher.sums(work, segments, 1), finisher.valid ? segments : 0, 0, total);
+    ending.finish(total[0], alpha, epoch, is_out ? epoch : epoch + 1, finisher.valid);
+}
+
+// LOGITS: a warp has a tile of each group, and adds its segments itself.
+__device__ __forceinline__ void logits_phase(
+    const TokenArgs& args, const Phase& phase, const Share& share, const Ring& ring, u32 fill, const Work& work, u32 epoch
+) {
+    NormWeights weight = {};
+    load_norm(phase, weight);
+    auto asked = ask_normed(args.hidden, phase.columns);
+    take_normed(asked, weight, phase.columns, args.eps, epoch, work);
+    const u32 pairs = share.pairs, warp = threadIdx.x / 32;
+    for (u32 group = 0; group + warp < share.count; group += CONSUMER_WARPS) {
+        const u32 tiles = minimum(share.count - group, CONSUMER_WARPS);
+        float total = 0.0f;
+        for (u32 pair = 0; pair < pairs; ++pair) {
+            const u32 number = fill + group * pairs + pair * tiles + warp;
+            const LaneWeights weights(ring.wait(number));
+            const u32 input = input_address(work, pair);
+            float sums[4] = {};
+#pragma unroll
+            for (u32 step = 0; step < STEPS; step += 2) {
+                Fragments<2> two;
+                weights.load(step, two);
+                multiply_two(input, step, two[0], two[1], sums);
+            }
+            ring.release(number);
+            total = total + sums[0];
+            total = total + sums[3];
+        }
+        if (threadIdx.x % 4 == 0) args.logits[(share.first + group + warp) * TILE + threadIdx.x % 32 / 4] = total;
+    }
+}

@@ -1,0 +1,256 @@
+// A span in the token kernel: which ones a block has, how they come into its ring, and what a warp does with one.
+//
+// The copy engine brings what earlier tokens left, ahead of time; a warp polls its queries straight into registers, and with
+// them what this token adds to keys and values, which it puts into the copied span.
+//
+// Aliases: those of attention_span.cuh, with at most eight query heads of a key head.
+
+static_assert(HEADS == GROUP && HALVES == 1 && DIM % 16 == 0 && SWIZZLED, "one block has all heads of a key head");
+
+// Fills of the ring for a span: one of its keys, one of its values, or one of both where they fit.
+constexpr u32 SPAN_BYTES = SPAN * ROW_BYTES, SPAN_FILLS = 2 * SPAN_BYTES / FILL_BYTES;
+static_assert(SPAN_FILLS * FILL_BYTES == 2 * SPAN_BYTES && SPAN_FILLS <= 2, "whole fills");
+
+// Words of a key or value in `projected`: pairs in A as the cache has them, or single numbers in f32 where they have yet to
+// be scaled.
+constexpr u32 NEWEST_WORDS = SCALED ? DIM : PAIRS;
+
+// Where a pair of a head lies among those of the head: the two that a lane needs of a step are neighbours.
+__device__ __forceinline__ u32 projected_place(u32 pair) {
+    return sizeof(C) == 2 ? pair / 8 * 8 + pair % 4 * 2 + pair / 4 % 2 : pair;
+}
+// The first word of a key or value; `head` counts keys, then values.
+__device__ __forceinline__ u32 projected_newest(const TokenArgs& args, u32 head) {
+    return args.query_heads * PAIRS + head * NEWEST_WORDS;
+}
+
+// ------------------------------------------------------------------------------------------------------------- units
+
+// The token's row.
+struct TokenRow {
+    const u32* block_table;
+    u32 position;
+    Visible visible;
+    u32 first_section;
+    u32 sections;
+
+    __device__ __forceinline__ explicit TokenRow(const TokenArgs& args) {
+        block_table = args.batch.block_tables + args.batch.sequences[args.batch.row_sequence[0]].block_table;
+        position = args.batch.positions[0];
+        visible = visible_to(position, args.window);
+        first_section = visible.first / (SPAN * SECTION);
+        sections = position / (SPAN * SECTION) - first_section + 1;
+    }
+};
+
+// One unit: its spans are those of the section from `first` up to, not including, `end`.
+struct Unit {
+    u32 number;
+    u32 kv_head;
+    u32 start;
+    u32 first;
+    u32 end;
+
+    __device__ __forceinline__ Unit(const TokenArgs& args, const TokenRow& row, u32 unit) {
+        number = unit / args.key_heads;
+        kv_head = unit % args.key_heads;
+        start = (row.first_section + number) * SECTION;
+        first = maximum(row.visible.first / SPAN, start) - start;
+        end = minimum(row.position / SPAN + 1 - start, SECTION);
+    }
+};
+
+__device__ __forceinline__ CacheLayer cache_of(const TokenArgs& args, const Phase& phase) {
+    return CacheLayer{phase.cache, phase.scales, args.key_heads, args.page_shift, args.cache_stride, 0};
+}
+
+// Those consumer warps that leave a softmax arrive; those that have no span wait for them.
+__device__ __forceinline__ void softmax_arrive() { asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS) : "memory"); }
+__device__ __forceinline__ void softmax_wait() { asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS) : "memory"); }
+
+// -------------------------------------------------------------------------------------------------------- the producer
+
+// Fills of a block in an attention phase: the same in every layer.
+__device__ __forceinline__ u32 attention_fills(const TokenArgs& args, u32 rank) {
+    const TokenRow row(args);
+    u32 spans = 0;
+    for (u32 unit = rank; unit < row.sections * args.key_heads; unit += gridDim.x) {
+        const Unit of(args, row, unit);
+        spans += of.end - of.first;
+    }
+    return spans * SPAN_FILLS;
+}
+
+// Starts copying a box of vectors, whose bytes `barrier` counts. Packs come to lie where pack_offset() says, because boxes
+// start at multiples of 1,024 bytes.
+__device__ __forceinline__ void copy_vectors(u32 to, const TensorMap* map, u32 vector, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+                     "r"(to), "l"(map), "r"(0), "r"(vector), "r"(barrier) : "memory");
+}
+
+// Feeds the ring with the block's spans, in boxes as long as a page, at most a span. What the row does not see is copied
+// too.
+__device__ __forceinline__ void attention_feed(const TokenArgs& args, const Phase& phase, u32 rank, Ring& ring) {
+    const TokenRow row(args);
+    const CacheLayer cache = cache_of(args, phase);
+    const TensorMap* map = phase.cache_map;
+    const u32 box = minimum(1u << args.page_shift, SPAN), values = value_offset(cache);
+#pragma unroll 1
+    for (u32 number = rank; number < row.sections * args.key_heads; number += gridDim.x) {
+        const Unit unit(args, row, number);
+        // The key vectors at which the section's runs start, one in each lane.
+        static_assert(SECTION * SPAN / RUN == 32, "a lane has a run");
+        const u32 position = unit.start * SPAN + lane() * RUN;
+        u32 runs = 0;
+        if (position < row.visible.end) runs = key_vector(cache, row.block_table, unit.kv_head, position);
+#pragma unroll 1
+        for (u32 i = unit.first; i < unit.end; ++i) {
+#pragma unroll 1
+            for (u32 fill = 0; fill < SPAN_FILLS; ++fill) {
+                const u32 to = ring.claim();
+                if (lane() == 0) ring.expect(FILL_BYTES);
+#pragma unroll 1
+                for (u32 at = 0; at < SPAN; at += box) {
+                    const u32 vector = __shfl_sync(FULL_WARP, runs, (i * SPAN + at) / RUN) + (fill == 0 ? 0 : values);
+                    if (lane() > 0) continue;
+                    copy_vectors(to + at * ROW_BYTES, map, vector, ring.barrier());
+                    if (SPAN_FILLS == 1) copy_vectors(to + SPAN_BYTES + at * ROW_BYTES, map, vector + values, ring.barrier());
+                }
+                ring.commit();
+            }
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- a span
+
+__device__ __forceinline__ void store_zeros(u32 address) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
+}
+__device__ __forceinline__ void store_shared_half(u32 address, u16 x) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+// Stores to shared memory come before those of the copy engine that what follows allows.
+__device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// What a warp polls of the projections for a span.
+struct Polled {
+    Query query;
+    // Two neighbouring words of this token's key and value: in pairs, lanes 0 to 15 have the key's and the others the
+    // value's.
+    uint4 newest[SCALED ? 2 : 1];
+};
+
+// The words that a lane needs of a step are neighbours (projected_place()). All are asked for at once.
+__device__ __forceinline__ void poll_projected(
+    const TokenArgs& args, u32 kv_head, bool with_newest, u32 epoch, Polled& polled
+) {
+    const u32 head = lane() / 4;
+    const u64* from = args.projected + (kv_head * GROUP + minimum(head, u32(GROUP - 1))) * PAIRS + 2 * (lane() % 4);
+    const u32 newest_head = SCALED ? kv_head : kv_head + lane() / 16 * args.key_heads;
+    const u64* newest = args.projected + projected_newest(args, newest_head) + 2 * lane() % NEWEST_WORDS;
+    uint4 words[DIM_STEPS];
+    Patience patience;
+    bool missing;
+    do {
+        patience.spend();
+#pragma unroll
+        for (int step = 0; step < DIM_STEPS; ++step) words[step] = peek_two(from + 8 * step);
+        if (with_newest) {
+            polled.newest[0] = peek_two(newest);
+            if (SCALED) polled.newest[SCALED] = peek_two(newest + args.key_heads * NEWEST_WORDS);
+        }
+        missing = with_newest && !(are_of(polled.newest[0], epoch) && are_of(polled.newest[SCALED], epoch));
+#pragma unroll
+        for (int step = 0; step < DIM_STEPS; ++step) missing |= !are_of(words[step], epoch);
+    } while (__any_sync(FULL_WARP, missing));
+#pragma unroll
+    for (int step = 0; step < DIM_STEPS; ++step) {
+        polled.query[step][0] = head < GROUP ? words[step].x : 0;
+        polled.query[step][1] = 0;
+        polled.query[step][2] = head < GROUP ? words[step].z : 0;
+        polled.query[step][3] = 0;
+    }
+}
+
+// Zeros in place of the values that the row does not see, so that their weights, which are zero, make zeros of them.
+__device__ __forceinline__ void clear_unseen(Visible seen, u32 values) {
+    for (u32 index = lane(); index < SPAN * PACKS; index += 32) {
+        const u32 position = index / PACKS;
+        if (position >= seen.first && position < seen.end) continue;
+        store_zeros(values + pack_offset(position, index % PACKS));
+    }
+    __syncwarp();
+}
+
+// Puts this token's key and value into the span.
+__device__ __forceinline__ void put_newest(const Polled& polled, u32 position, u32 keys, u32 values) {
+    const u32 step = lane() % 16 / 4, base = (lane() < 16 ? keys : values) + lane() % 4 * 4;
+    store_shared(base + pack_offset(position, 2 * step), polled.newest[0].x);
+    store_shared(base + pack_offset(position, 2 * step + 1), polled.newest[0].z);
+    __syncwarp();
+}
+
+// The same where they have yet to be scaled: as the cache has them, which gets them here. `vectors` and `vector` are the
+// span's place in shared memory and the vector's in the cache; returns the scale.
+__device__ __forceinline__ float put_scaled(const CacheLayer& cache, uint4 words, u32 position, u32 vectors, u32 vector) {
+    const float x = float_of(words.x), y = float_of(words.z);
+    const S scale = stored_scale(warp_max(larger(fabsf(y), larger(fabsf(x), 0.0f))));
+    const float pair[2] = {divide(x, divisor_of(scale)), divide(y, divisor_of(scale))};
+    const u16 codes = u16(from_f32<e4m3>(pair[0]).bits | from_f32<e4m3>(pair[1]).bits << 8);
+    const u32 at = 2 * lane() * u32(sizeof(C));
+    store_shared_half(vectors + pack_offset(position, at / 16) + at % 16, codes);
+    *reinterpret_cast<u16*>(cache.values + u64(vector) * cache.stride + 2 * lane()) = codes;
+    if (lane() == 0) cache.scales[vector] = scale;
+    return to_f32(scale);
+}
+
+// What a block has in shared memory until a unit is merged.
+struct AttentionArea {
+    Section section;
+    SpanScales scales[SECTION];
+};
+
+__device__ __forceinline__ void attend_span(
+    const TokenArgs& args, const CacheLayer& cache, const TokenRow& row, const Unit& unit, u32 i, const Ring& ring, u32 fill,
+    u32 epoch, AttentionArea& area
+) {
+    const u32 span = unit.start + i, position = row.position % SPAN;
+    const bool with_newest = row.position / SPAN == span;
+    SpanScales& scales = area.scales[i];
+    Scales loaded;
+    load_scales(cache, row.block_table, unit.kv_head, row.visible, span, loaded);
+    const u32 keys = ring.wait(fill), values = SPAN_FILLS == 2 ? ring.wait(fill + 1) : keys + SPAN_BYTES;
+    const Visible seen = within_span(row.visible, span);
+    const bool whole = seen.first == 0 && seen.end == SPAN;
+    if (!whole) clear_unseen(seen, values);
+    store_scales(scales, loaded);
+    __syncwarp();
+    Polled polled;
+    poll_projected(args, unit.kv_head, with_newest, epoch, polled);
+    if (with_newest) {
+        if constexpr (SCALED) {
+            const u32 vector = key_vector(cache, row.block_table, unit.kv_head, row.position);
+            const float key_scale = put_scaled(cache, polled.newest[0], position, keys, vector);
+            const float value_scale = put_scaled(cache, polled.newest[1], position, values, vector + value_offset(cache));
+            scales.key[position] = key_scale;
+            scales.value[position] = value_scale;
+            __syncwarp();
+        } else {
+            put_newest(polled, position, keys, values);
+        }
+    }
+    Scores scores;
+    compute_scores(keys, polled.query, scores);
+    Weights weights;
+    compute_weights(scales, seen, args.scale, scores, area.section.softmax[i], weights);
+    softmax_arrive();
+    compute_outputs(values, weights, area.section.outputs[i]);
+}
+
+// The warp has done with the fills of a span, into which it may have stored.
+__device__ __forceinline__ void release_span(const Ring& ring, u32 fill) {
+    fence_copies();
+#pragma unroll
+    for (u32 i = 0; i < SPAN_FILLS; ++i) ring.release(fill + i);
+}
