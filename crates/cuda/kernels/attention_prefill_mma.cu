@@ -1,34 +1,12 @@
 // Attention of tiles of query rows on the tensor cores, in the arithmetic of attention_mma.cuh: one block for each tile
-// and key head. The rows of a tile are consecutive tokens of one sequence, each with all query heads of the group: row
-// r is token r / group, head r % group.
+// and key head.
 //
-// Spans pass through shared memory, the next one while one is computed. What sections before the current one left of a
-// row waits there too: it is needed once in SECTION spans.
+// Spans pass through shared memory, the next one while one is computed.
 //
 // Aliases: those of attention_tile.cuh.
 
 // That a multiprocessor is to hold.
-constexpr int BLOCKS = (PANELS > 1 ? 256 : WARPGROUPS ? 512 : 384) / THREADS;
-
-// The two rows of a lane: their tokens, and what they have seen of the current section. Rows that the tile does not
-// have compute like others, as token 0, and are not stored.
-struct Rows {
-    u32 token[2];
-    Softmax section[2];
-};
-
-__device__ __forceinline__ u32 lane_row(int half) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * half; }
-
-__device__ __forceinline__ bool exists(const AttentionArgs& args, const Work& work, int half) {
-    return lane_row(half) < work.tokens * args.group;
-}
-
-// Values of a row's head within a row of queries or outputs.
-__device__ __forceinline__ u32 head_offset(
-    const AttentionArgs& args, const Work& work, const Rows& rows, int half
-) {
-    return (work.kv_head * args.group + lane_row(half) - rows.token[half] * args.group) * DIM;
-}
+constexpr int BLOCKS = (PANELS > 1 ? 256 : 384) / THREADS;
 
 // Starts copying the rows' queries; rows that do not exist are zeros.
 __device__ __forceinline__ void start_queries(const AttentionArgs& args, Shared& shared, const Work& work) {
@@ -41,161 +19,26 @@ __device__ __forceinline__ void start_queries(const AttentionArgs& args, Shared&
     }
 }
 
-// What a lane has of one row: `half` is 0 for row g, 1 for row g + 8; column i is position i / 2 * 8 + 2 t + i % 2.
-__device__ __forceinline__ float& at(Columns& c, int half, int i) { return c.part[i / 2][2 * half + i % 2]; }
-
-// Gives what the rows do not see of a span another value.
-__device__ __forceinline__ void hide(
-    Columns& c, const AttentionArgs& args, const Work& work, u32 span, const Rows& rows, float value
-) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        Visible seen = within_span(seen_by(args, work, rows.token[half]), span);
-        u32 first = threadIdx.x % 4 * 2 - seen.first, count = seen.end - seen.first;
-#pragma unroll
-        for (int i = 0; i < 2 * COLUMNS; ++i) {
-            at(c, half, i) = first + (i / 2 * 8 + i % 2) < count ? at(c, half, i) : value;
-        }
-    }
-}
-
-// One number for each of a lane's rows.
-struct Pair {
-    float row[2];
-};
-
-// The largest number of each row.
-__device__ __forceinline__ Pair largest_of(Columns& c) {
-    // Four chains a row, so that they take turns.
-    float most[2][4];
-#pragma unroll
-    for (int i = 0; i < 4 * COLUMNS; ++i) {
-        int half = i % 2, chain = i / 2 % 4;
-        float x = at(c, half, i / 2);
-        most[half][chain] = i / 2 < 4 ? x : larger(most[half][chain], x);
-    }
-    Pair largest;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        float one = larger(most[half][0], most[half][1]), other = larger(most[half][2], most[half][3]);
-        largest.row[half] = row_largest(larger(one, other));
-    }
-    return largest;
-}
-
-// Scores become weights, of which this lane's are added up for each row.
-__device__ __forceinline__ Pair weigh(Columns& c, float base, const Pair& largest) {
-    Pair sum{{0.0f, 0.0f}};
-#pragma unroll
-    for (int i = 0; i < 4 * COLUMNS; ++i) {
-        int half = i % 2;
-        float& x = at(c, half, i / 2);
-        x = weight_of(x, base, finite_or_zero(largest.row[half]));
-        sum.row[half] = sum.row[half] + x;
-    }
-    return sum;
-}
-
-// Multiplies all columns by scales of their positions.
-__device__ __forceinline__ void multiply_by(Columns& c, const float* scale) {
-#pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; ++i) {
-        float by = scale[i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2];
-        at(c, 0, i) = at(c, 0, i) * by;
-        at(c, 1, i) = at(c, 1, i) * by;
-    }
-}
-
-// Multiplies the weights of each row by a power of two; returns what undoes it.
-__device__ __forceinline__ Pair normalise(Columns& c) {
-    Pair largest = largest_of(c), undo;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        Normal normal = normal_of(largest.row[half]);
-#pragma unroll
-        for (int i = 0; i < 2 * COLUMNS; ++i) at(c, half, i) = at(c, half, i) * normal.of_weights;
-        undo.row[half] = normal.of_outputs;
-    }
-    return undo;
-}
-
-__device__ __forceinline__ void multiply_rows(Columns& c, float first, float second) {
-#pragma unroll
-    for (int i = 0; i < 2 * COLUMNS; ++i) {
-        at(c, 0, i) = at(c, 0, i) * first;
-        at(c, 1, i) = at(c, 1, i) * second;
-    }
-}
-
-__device__ __forceinline__ void split_weights(const Columns& c, Weights& weights) {
-#pragma unroll
-    for (int j = 0; j < COLUMNS; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            int part = j % 2 * 2 + half;
-            split(
-                c.part[j][2 * half], c.part[j][2 * half + 1],
-                weights.high[j / 2].part[part], weights.low[j / 2].part[part]
-            );
-        }
-    }
-}
-
-// Joins the span's softmax to the section's where a row sees some of the span; returns the factors for the outputs.
-__device__ __forceinline__ void join_rows(
-    const bool (&taken)[2], const Pair& largest, const Pair& sum, Rows& rows, Factors (&by)[2]
-) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        Softmax& section = rows.section[half];
-        Softmax joined = section;
-        by[half] = join(joined, Softmax{largest.row[half], row_sum(sum.row[half])});
-        section.largest = taken[half] ? joined.largest : section.largest;
-        section.sum = taken[half] ? joined.sum : section.sum;
-        // These leave what the row has as it is, to the signs of zeros.
-        by[half].before = taken[half] ? by[half].before : 1.0f;
-        by[half].part = taken[half] ? by[half].part : -0.0f;
-    }
-}
-
-__device__ __forceinline__ bool not_finite(u32 word) {
-    // Two numbers a word; the exponent is what infinity has.
-    const u32 exponent = from_f32<A>(infinity()).bits;
-    return (word & exponent) == exponent || (word >> 16 & exponent) == exponent;
-}
-
 // Whether any value of the staged span is a NaN or infinite.
 __device__ __forceinline__ bool any_not_finite(const uint4* values) {
     bool found = false;
     for (u32 i = threadIdx.x; i < SPAN * CHUNKS; i += THREADS) {
-        uint4 chunk = values[place(i / CHUNKS, i % CHUNKS)];
-        found = found || not_finite(chunk.x) || not_finite(chunk.y) || not_finite(chunk.z) || not_finite(chunk.w);
+        found = found || not_finite(values[place(i / CHUNKS, i % CHUNKS)]);
     }
     return __syncthreads_or(found);
 }
 
-// One span for all rows, given its scores; an edge where some do not see all of it. The outputs are merged as
-// merge_output() does, its first product while the matrix units are at work.
+// One span for all rows, given its scores; an edge where some do not see all of it. Outputs are multiplied while the matrix units
+// are at work.
 __device__ __forceinline__ void compute_span(
     const AttentionArgs& args, Shared& shared, const Work& work, u32 span, Slot slot, bool edge, Columns& c, Rows& rows,
     Columns (&out)[PANELS]
 ) {
-    if (SCALED) multiply_by(c, shared.key_scale[slot.parity]);
-    if (edge) hide(c, args, work, span, rows, -infinity());
-    Pair largest = largest_of(c), undo{{1.0f, 1.0f}};
-    float base = base_2(args.scale);
-    largest = Pair{{largest.row[0] * base, largest.row[1] * base}};
-    Pair sum = weigh(c, base, largest);
-    if (SCALED) {
-        multiply_by(c, shared.value_scale[slot.parity]);
-        if (edge) hide(c, args, work, span, rows, 0.0f);
-        undo = normalise(c);
-    }
-    bool taken[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) taken[half] = !edge || sees_of_span(args, work, rows.token[half], span);
+    Pair undo{{1.0f, 1.0f}};
+    Pair largest = exponents_of_span(args, work, span, edge, rows, shared.key_scale[slot.parity], c);
+    Pair sum = weights_of_span(args, work, span, edge, rows, shared.value_scale[slot.parity], c, undo);
     Factors by[2];
-    join_rows(taken, largest, sum, rows, by);
+    join_span(args, work, span, edge, largest, sum, rows, by);
     Weights weights;
     split_weights(c, weights);
     // Two panels are on their way together; more leave no registers for it.
@@ -214,91 +57,33 @@ __device__ __forceinline__ void compute_span(
             finish_products<0>(mine);
         }
         if (SCALED) multiply_rows(mine, undo.row[0], undo.row[1]);
-#pragma unroll
-        for (int i = 0; i < 4 * COLUMNS; ++i) {
-            float& to = out[panel].part[i / 4][i % 4];
-            to = mul_add(mine.part[i / 4][i % 4], by[i % 4 / 2].part, to);
-        }
-    }
-}
-
-// Joins a section to those before it.
-__device__ __forceinline__ void close_section(
-    const AttentionArgs& args, Shared& shared, const Work& work, u32 section, Rows& rows, Columns (&out)[PANELS]
-) {
-    Softmax before[2] = {shared.before_softmax[lane_row(0)], shared.before_softmax[lane_row(1)]};
-    // The four lanes of a row have read what all of them write.
-    __syncwarp();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        constexpr u32 POSITIONS = SECTION * SPAN;
-        Visible visible = seen_by(args, work, rows.token[half]);
-        bool taken = visible.first < (section + 1) * POSITIONS && visible.end > section * POSITIONS;
-        if (taken) {
-            Factors by = join(before[half], rows.section[half]);
-            shared.before_softmax[lane_row(half)] = before[half];
-#pragma unroll
-            for (int i = 0; i < PANELS * COLUMNS * 2; ++i) {
-                int panel = i / (2 * COLUMNS), column = i / 2 % COLUMNS, which = 2 * half + i % 2;
-                float& to = shared.before[panel][column][which][threadIdx.x];
-                to = merge_output(to, out[panel].part[column][which], by);
-            }
-        }
-        rows.section[half] = nothing_seen();
-    }
-    // All four have written it before any reads it again.
-    __syncwarp();
-#pragma unroll
-    for (int panel = 0; panel < PANELS; ++panel) clear(out[panel]);
-}
-
-__device__ __forceinline__ void store_rows(
-    const AttentionArgs& args, const Shared& shared, const Work& work, const Rows& rows
-) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        if (!exists(args, work, half)) continue;
-        A* to = args.out + u64(work.first_row + rows.token[half]) * args.out_stride;
-        to += head_offset(args, work, rows, half) + threadIdx.x % 4 * 2;
-        float sum = shared.before_softmax[lane_row(half)].sum;
-#pragma unroll
-        for (int i = 0; i < DIM / 8; ++i) {
-            const auto& part = shared.before[i / COLUMNS][i % COLUMNS];
-            float two[2] = {
-                divide(part[2 * half][threadIdx.x], sum), divide(part[2 * half + 1][threadIdx.x], sum)
-            };
-            store_few(to + i * 8, encode<A>(two));
-        }
+        add_outputs(out[panel], mine, by);
     }
 }
 
 // Starts what the first span needs.
-__device__ __forceinline__ void start_tile(const AttentionArgs& args, Shared& shared, const Work& work, Rows& rows) {
+__device__ __forceinline__ void start_tile(
+    const AttentionArgs& args, Shared& shared, const Work& work, const u32* block_table, Rows& rows
+) {
     u32 first_span = seen_by_any(args, work).first / SPAN;
-    store_vector(args, shared, work, find_page(args, work, first_span), first_span, 0);
-    store_vector(args, shared, work, find_page(args, work, first_span + 1), first_span + 1, 1);
+    store_vector(args, shared, work, find_page(args, work, block_table, first_span), first_span, 0);
+    store_vector(args, shared, work, find_page(args, work, block_table, first_span + 1), first_span + 1, 1);
     start_queries(args, shared, work);
     copy_async_commit();
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        rows.token[half] = exists(args, work, half) ? lane_row(half) / args.group : 0;
-        rows.section[half] = shared.before_softmax[lane_row(half)] = nothing_seen();
-    }
-#pragma unroll
-    for (int i = 0; i < PANELS * 4 * COLUMNS; ++i) {
-        shared.before[i / (4 * COLUMNS)][i / 4 % COLUMNS][i % 4][threadIdx.x] = 0.0f;
-    }
+    start_rows(args, work, shared.before, rows);
     __syncthreads();
 }
 
 // Whether all rows could be computed: not where some see a NaN or infinity that others must not see.
-__device__ __forceinline__ bool compute_tile(const AttentionArgs& args, Shared& shared, const Work& work) {
+__device__ __forceinline__ bool compute_tile(
+    const AttentionArgs& args, Shared& shared, const Work& work, const u32* block_table
+) {
     Visible any = seen_by_any(args, work), every = seen_by_every(args, work);
     u32 first_span = any.first / SPAN, spans = div_ceil(any.end, SPAN);
     // The same for all lanes, which the compiler is told in this way.
     u32 warp = __shfl_sync(FULL_WARP, threadIdx.x / 32, 0);
     Rows rows;
-    start_tile(args, shared, work, rows);
+    start_tile(args, shared, work, block_table, rows);
     Columns out[PANELS];
 #pragma unroll
     for (int i = 0; i < PANELS; ++i) clear(out[i]);
@@ -317,10 +102,10 @@ __device__ __forceinline__ bool compute_tile(const AttentionArgs& args, Shared& 
         Columns scores;
         start_scores(scores, warp, shared.query, shared.keys[slot.stage]);
         if (STAGES == 2 && more) start_span(args.cache, shared, next, scales);
-        u32 page = find_page(args, work, span + 2);
+        u32 page = find_page(args, work, block_table, span + 2);
         finish_products<0>(scores);
         compute_span(args, shared, work, span, slot, edge, scores, rows, out);
-        if (!more || (span + 1) % SECTION == 0) close_section(args, shared, work, span / SECTION, rows, out);
+        if (!more || (span + 1) % SECTION == 0) close_section(args, work, span / SECTION, shared.before, rows, out);
         if (STAGES == 1 && more) {
             __syncthreads();
             start_span(args.cache, shared, next, scales);
@@ -328,7 +113,7 @@ __device__ __forceinline__ bool compute_tile(const AttentionArgs& args, Shared& 
         if (more) finish_span(shared, next, scales);
         store_vector(args, shared, work, page, span + 2, parity);
     }
-    store_rows(args, shared, work, rows);
+    store_rows(args, work, shared.before, rows);
     return true;
 }
 
@@ -347,8 +132,8 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void attention_prefill_
     u32 step = tile.tokens;
     for (u32 token = 0; token < tile.tokens;) {
         u32 tokens = minimum(step, tile.tokens - token);
-        const Work work{block_table, kv_head, tile.first_row + token, position + token, tokens};
-        if (compute_tile(args, shared, work)) {
+        const Work work{kv_head, tile.first_row + token, position + token, tokens};
+        if (compute_tile(args, shared, work, block_table)) {
             token += step;
         } else {
             step = 1;

@@ -119,5 +119,6 @@ struct AttentionArgs {
     // Records of each row and head.
     u32 records;
     float scale;
-    u32 unused;
+    // Prefill by blocks that stay: tiles times key heads.
+    u32 items;
 };

@@ -395,7 +395,12 @@ mod tests {
         };
         let smaller = Layout::new(Extent::of(&batch), 1);
         assert_eq!((smaller.positions, smaller.outputs, smaller.block_tables), (4, 12, 48));
-        let all = Work { rows: vec![3], tiles: vec![Tile { first_row: 0, tokens: 3 }], span_bucket: 1 };
+        let all = Work {
+            rows: vec![3],
+            tiles: vec![Tile { first_row: 0, tokens: 3 }],
+            span_bucket: 1,
+            ..Work::default()
+        };
         let wanted = Work { rows: vec![2, 3], ..Work::default() };
         let mut words = vec![99; layout.end];
         let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[[all, wanted]] });

@@ -19,6 +19,7 @@ pub enum SourceFile {
     AttentionMerge,
     AttentionPrefill,
     AttentionPrefillMma,
+    AttentionPrefillWgmma,
     Ceilings,
     Elementwise,
     Embedding,
@@ -45,12 +46,13 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 27] = [
+    pub const ALL: [SourceFile; 28] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
         SourceFile::AttentionPrefillMma,
+        SourceFile::AttentionPrefillWgmma,
         SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
@@ -83,6 +85,7 @@ impl SourceFile {
             SourceFile::AttentionMerge => "attention_merge",
             SourceFile::AttentionPrefill => "attention_prefill",
             SourceFile::AttentionPrefillMma => "attention_prefill_mma",
+            SourceFile::AttentionPrefillWgmma => "attention_prefill_wgmma",
             SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
@@ -129,8 +132,17 @@ impl SourceFile {
             SourceFile::AttentionPrefillMma => concat!(
                 include_str!("../kernels/cache.cuh"),
                 include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_rows.cuh"),
+                include_str!("../kernels/attention_warpgroup.cuh"),
                 include_str!("../kernels/attention_tile.cuh"),
                 include_str!("../kernels/attention_prefill_mma.cu")
+            ),
+            SourceFile::AttentionPrefillWgmma => concat!(
+                include_str!("../kernels/cache.cuh"),
+                include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_rows.cuh"),
+                include_str!("../kernels/attention_warpgroup.cuh"),
+                include_str!("../kernels/attention_prefill_wgmma.cu")
             ),
             SourceFile::Ceilings => {
                 concat!(include_str!("../kernels/product_mma.cuh"), include_str!("../kernels/ceilings.cu"))

@@ -296,7 +296,8 @@ fn choose_attention(formats: Formats, heads: Heads, class: ShapeClass, chooser: 
     };
     let kernels: Vec<KernelSpec> = match specs.rows {
         Some((decode, merge)) if by_rows => vec![decode, merge],
-        _ => specs.tiles.into_iter().collect(),
+        // The largest of the tiles among which a batch chooses.
+        _ => specs.tiles.into_iter().take(1).collect(),
     };
     let kernel = kernels.iter().map(KernelSpec::to_string).collect::<Vec<_>>().join(" + ");
     KernelChoice { kernel, why: why.to_owned() }

@@ -425,7 +425,7 @@ impl Runner<'_> {
             window: cache::window(op.mask),
             records: 0,
             scale: op.scale,
-            unused: 0,
+            items: (work.tiles.len() * op.heads.key_value) as u32,
         };
         if let (Some((decode, merge)), Some(single)) = (&specs.rows, kind.route.single()) {
             let records = single.records(work.span_bucket, op.mask);
@@ -441,11 +441,8 @@ impl Runner<'_> {
                 }
             }
         }
-        match (&specs.tiles, kind.route.tiling()) {
-            (Some(tiles), Some(tiling)) => {
-                self.launch(tiles, tiling.launch(kv.format, op.heads, work.tiles.len()), &args)
-            }
-            _ => Ok(()),
-        }
+        let Some(tiling) = work.tiling else { return Ok(()) };
+        let tiles = tiling.spec(self.activations(), kv.format, op.heads);
+        self.launch(&tiles, tiling.launch(kv.format, op.heads, work.tiles.len()), &args)
     }
 }

@@ -208,6 +208,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
             | SourceFile::AttentionDecodeMma
             | SourceFile::AttentionPrefill
             | SourceFile::AttentionPrefillMma
+            | SourceFile::AttentionPrefillWgmma
             | SourceFile::ProductFmaGemm
             | SourceFile::ProductFmaSmall
             | SourceFile::ProductMmaGemm
@@ -233,8 +234,8 @@ fn spilled(log: &str) -> u64 {
 
 /// Whether a kernel is one of those that run on an architecture: wgmma is Hopper's alone, and what was tuned for it.
 fn runs_on(spec: &KernelSpec, arch: Arch) -> bool {
-    use SourceFile::{ProductWgmma, ProductWgmmaQkv, Token};
-    !matches!(spec.file, ProductWgmma | ProductWgmmaQkv | Token) || arch == HOPPER
+    use SourceFile::{AttentionPrefillWgmma, ProductWgmma, ProductWgmmaQkv, Token};
+    !matches!(spec.file, AttentionPrefillWgmma | ProductWgmma | ProductWgmmaQkv | Token) || arch == HOPPER
 }
 
 /// Compiles on two threads and returns what went wrong, by kernel.

@@ -3,6 +3,8 @@
 //! Single rows of a sequence are spread over blocks by their positions, see [`single`](super::single); longer runs of rows
 //! are cut into [`tiles`](super::tiles). Both give the same bits, so that which rows go where is a matter of speed.
 
+use std::ops::Range;
+
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{CacheFormat, Compute, Order, RoundingPoint};
 use mantissa_ops::batch::{Batch, Limits};
@@ -41,7 +43,7 @@ pub struct Args {
     pub window: u32,
     pub records: u32,
     pub scale: f32,
-    pub unused: u32,
+    pub items: u32,
 }
 
 /// What multiplies.
@@ -161,15 +163,19 @@ pub fn route(
 pub struct Specs {
     /// The kernel of single rows, and the one that merges their records.
     pub rows: Option<(KernelSpec, KernelSpec)>,
-    /// The kernel of tiles.
-    pub tiles: Option<KernelSpec>,
+    /// The kernels of tiles, one for each size among which the rows of a batch decide.
+    pub tiles: Vec<KernelSpec>,
+}
+
+fn sizes(route: Route) -> Vec<Tiling> {
+    route.tiling().map_or_else(Vec::new, Tiling::sizes)
 }
 
 /// The kernels for queries and a cache of these formats.
 pub fn specs(activations: Format, cache: CacheFormat, heads: Heads, route: Route) -> Specs {
     Specs {
         rows: route.single().map(|single| single.specs(activations, cache, heads)),
-        tiles: route.tiling().map(|tiling| tiling.spec(activations, cache, heads)),
+        tiles: sizes(route).into_iter().map(|tiling| tiling.spec(activations, cache, heads)).collect(),
     }
 }
 
@@ -178,8 +184,10 @@ pub fn specs(activations: Format, cache: CacheFormat, heads: Heads, route: Route
 pub struct Work {
     /// Rows on their own.
     pub rows: Vec<u32>,
-    /// Tiles, in the order in which blocks start.
+    /// Tiles, in the order in which blocks start: those that see the most first.
     pub tiles: Vec<Tile>,
+    /// How rows were cut into them.
+    pub tiling: Option<Tiling>,
     /// The most spans of all positions up to its own that any of the rows on their own has, as the next power of two, so
     /// that launches stay the same from one token to the next.
     pub span_bucket: usize,
@@ -188,8 +196,8 @@ pub struct Work {
 impl Work {
     /// Divides the rows of a batch from `first` on.
     pub fn divide(batch: &Batch<'_>, first: usize, heads: Heads, route: Route) -> Work {
-        let step = route.tiling().map_or(1, |tiling| tiling.tokens(heads));
         let mut work = Work::default();
+        let mut runs = Vec::new();
         for sequence in batch.sequences {
             let rows = sequence.rows.start.max(first)..sequence.rows.end;
             let single = match route {
@@ -199,23 +207,31 @@ impl Work {
             };
             if single {
                 work.rows.extend(rows.map(|row| row as u32));
-                continue;
-            }
-            for first in rows.clone().step_by(step) {
-                let tokens = step.min(rows.end - first) as u32;
-                work.tiles.push(Tile { first_row: first as u32, tokens });
+            } else if !rows.is_empty() {
+                runs.push(rows);
             }
         }
-        let spans = |row: &u32| batch.positions.get(*row as usize).map_or(0, |&at| at as usize / SPAN + 1);
+        let position = |row: usize| batch.positions.get(row).map_or(0, |&at| at as usize);
+        let spans = |row: &u32| position(*row as usize) / SPAN + 1;
         work.span_bucket = work.rows.iter().map(spans).max().map_or(0, usize::next_power_of_two);
-        work.tiles.sort_by_key(|tile| {
-            std::cmp::Reverse(batch.positions.get(tile.first_row as usize).copied().unwrap_or(0))
-        });
-        if let Some(tiling) = route.tiling() {
-            tiling.arrange(heads, &mut work.tiles);
-        }
+        let time = |tiling: &Tiling| {
+            let tiles = cut(&runs, tiling.tokens(heads));
+            tiling.nanoseconds(heads, tiles.iter().map(|tile| spans(&(tile.first_row + tile.tokens - 1))))
+        };
+        work.tiling = sizes(route).into_iter().min_by_key(time).filter(|_| !runs.is_empty());
+        work.tiles = work.tiling.map_or_else(Vec::new, |tiling| cut(&runs, tiling.tokens(heads)));
+        work.tiles.sort_by_key(|tile| std::cmp::Reverse(position(tile.first_row as usize)));
         work
     }
+}
+
+/// Cuts runs of rows into tiles of at most so many tokens.
+fn cut(runs: &[Range<usize>], tokens: usize) -> Vec<Tile> {
+    let tile = |run: &Range<usize>, first: usize| Tile {
+        first_row: first as u32,
+        tokens: tokens.min(run.end - first) as u32,
+    };
+    runs.iter().flat_map(|run| run.clone().step_by(tokens).map(move |first| tile(run, first))).collect()
 }
 
 /// Bytes of the records of single rows that suffice for every batch of a session: outputs and softmaxes.
@@ -291,9 +307,9 @@ mod tests {
             merge.to_string(),
             "attention_merge.attention_merge[A=f16,C=bf16,S=f32,SCALED=0,DIM=64,RECORD=64]"
         );
-        assert!(both.tiles.is_some());
+        assert_eq!(both.tiles.len(), 1);
         assert_eq!(specs(Format::F16, BF16, QWEN, TILES).rows, None);
-        assert_eq!(specs(Format::F16, BF16, QWEN, ROWS).tiles, None);
+        assert_eq!(specs(Format::F16, BF16, QWEN, ROWS).tiles, []);
     }
 
     #[test]

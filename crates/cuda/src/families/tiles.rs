@@ -1,5 +1,5 @@
-//! Attention of many query rows of a sequence, in tiles: `kernels/attention_prefill_mma.cu` on the tensor cores,
-//! `kernels/attention_prefill.cu` on the CUDA cores.
+//! Attention of many query rows of a sequence, in tiles: `kernels/attention_prefill_wgmma.cu` and
+//! `kernels/attention_prefill_mma.cu` on the tensor cores, `kernels/attention_prefill.cu` on the CUDA cores.
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::CacheFormat;
@@ -28,20 +28,29 @@ pub enum Tiling {
     Fma,
     /// On the tensor cores.
     Matrix(MatrixTiling),
+    /// On Hopper's tensor cores, by blocks that stay.
+    Warpgroups(GroupTiling),
 }
 
-/// Tiles for the tensor cores.
+/// Tiles for the tensor cores, a block each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatrixTiling {
     /// Rows of a tile, 16 a warp.
     rows: usize,
     /// Spans that shared memory has room for: with two, one is loaded while the other is computed.
     stages: usize,
-    /// Multiprocessors, where each works on two tiles at a time; else zero.
-    pairing: usize,
 }
 
-/// Values of a panel, in which the kernel for the tensor cores divides vectors.
+/// Tiles for warpgroups that multiply while another one copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupTiling {
+    /// Those that multiply, 64 rows of a tile each.
+    groups: usize,
+    /// Blocks at a time.
+    multiprocessors: usize,
+}
+
+/// Values of a panel, in which the kernels for the tensor cores divide vectors.
 const PANEL: usize = 64;
 
 impl MatrixTiling {
@@ -50,7 +59,7 @@ impl MatrixTiling {
 
     /// What `kernels/attention_tile.cuh` has in shared memory; its sum is checked when that is compiled.
     fn shared(self, cache: CacheFormat, dim: usize) -> usize {
-        let MatrixTiling { rows, stages, .. } = self;
+        let MatrixTiling { rows, stages } = self;
         let panels = dim.div_ceil(PANEL);
         // Queries of 16 bits, keys and values of the stages, outputs before the current section.
         let vectors = panels * PANEL * (2 * rows + stages * 2 * 2 * SPAN + 4 * rows);
@@ -68,37 +77,86 @@ impl MatrixTiling {
     }
 }
 
+impl GroupTiling {
+    /// Rows of a warpgroup.
+    const ROWS: usize = 64;
+    /// Spans of keys and values that shared memory has room for.
+    const STAGES: usize = 6;
+    /// Numbers of warpgroups, and the nanoseconds that an H200 takes for a span of their tiles.
+    const SHAPES: [(usize, usize); 3] = [(3, 1_280), (2, 950), (1, 680)];
+    /// What it takes for a tile besides.
+    const TILE_NANOSECONDS: usize = 1_500;
+
+    fn rows(self) -> usize {
+        self.groups * Self::ROWS
+    }
+
+    /// What `kernels/attention_prefill_wgmma.cu` has in shared memory; its sum is checked when that is compiled.
+    fn shared(self, cache: CacheFormat) -> usize {
+        // Two tiles of queries of 16 bits; outputs before the current section, and their softmax.
+        let rows = self.rows() * (2 * PANEL * 2 + PANEL * 4 + 8);
+        // Keys and values, and a scale of each.
+        let stages = Self::STAGES * 2 * SPAN * (PANEL * 2 + 4);
+        let barriers = 8 * (2 * Self::STAGES + 4);
+        let work = 2 * (4 * 4 + 4);
+        let codes = if cache.format.bytes() == 1 { 2 * 2 * SPAN * PANEL } else { 0 };
+        (rows + stages + barriers + work).next_multiple_of(16) + codes
+    }
+
+    /// Estimates the nanoseconds that tiles of so many spans take.
+    fn nanoseconds(self, heads: Heads, spans: impl Iterator<Item = usize>) -> usize {
+        let span =
+            Self::SHAPES.iter().find(|(groups, _)| *groups == self.groups).map_or(0, |(_, time)| *time);
+        let times = spans.map(|spans| spans * span + Self::TILE_NANOSECONDS);
+        let (most, sum) = times.fold((0, 0), |(most, sum), time| (time.max(most), sum + time));
+        most.max(sum * heads.key_value / self.multiprocessors.max(1))
+    }
+}
+
 impl Tiling {
-    /// The tiling for a unit, a cache and heads on a device; `None` where tiles do not fit, or do not have room for one
-    /// token.
+    /// The tiling for a unit, a cache and heads on a device, the largest of its [`sizes`](Tiling::sizes); `None` where
+    /// tiles do not fit, or do not have room for one token.
     pub fn choose(unit: Unit, cache: CacheFormat, heads: Heads, device: Capabilities) -> Option<Tiling> {
         let fits = |tiling: &Tiling| {
             let shared = tiling.shared(cache, heads.dim);
             attention::group(heads) <= tiling.rows() && shared <= device.shared_per_block as usize
         };
-        // With warpgroups, heads of one panel leave registers for two blocks.
-        let pairs = wgmma::serves(device) && heads.dim <= PANEL;
-        let pairing = if pairs { device.multiprocessors as usize } else { 0 };
-        let matrix = |(rows, stages)| Tiling::Matrix(MatrixTiling { rows, stages, pairing });
+        let multiprocessors = device.multiprocessors as usize;
+        let grouped = |(groups, _)| Tiling::Warpgroups(GroupTiling { groups, multiprocessors });
+        let grouped = GroupTiling::SHAPES.map(grouped);
+        let matrix = |(rows, stages)| Tiling::Matrix(MatrixTiling { rows, stages });
+        let stay = wgmma::serves(device) && heads.dim == PANEL && grouped.iter().all(fits);
         match unit {
             Unit::Fma => Some(Tiling::Fma).filter(fits),
+            Unit::Matrix if stay => grouped.into_iter().next(),
             Unit::Matrix => MatrixTiling::SHAPES.map(matrix).into_iter().find(fits),
         }
     }
 
-    /// Arranges tiles that are sorted by how much they see, the most first, so that multiprocessors end together.
-    pub fn arrange(self, heads: Heads, tiles: &mut [Tile]) {
-        let Tiling::Matrix(MatrixTiling { pairing, .. }) = self else { return };
-        // Blocks go to multiprocessors in turn: the second to each is the longer, the shorter its first is.
-        let first = tiles.len().min(pairing / heads.key_value.max(1));
-        let both = tiles.len().min(2 * first);
-        tiles[first..both].reverse();
+    /// Those among which the rows of a batch decide.
+    pub fn sizes(self) -> Vec<Tiling> {
+        match self {
+            Tiling::Warpgroups(tiling) => {
+                let sized = |(groups, _)| Tiling::Warpgroups(GroupTiling { groups, ..tiling });
+                GroupTiling::SHAPES.map(sized).to_vec()
+            }
+            Tiling::Fma | Tiling::Matrix(_) => vec![self],
+        }
+    }
+
+    /// Estimates how long tiles of so many spans take, compared with those of the other sizes.
+    pub fn nanoseconds(self, heads: Heads, spans: impl Iterator<Item = usize>) -> usize {
+        match self {
+            Tiling::Warpgroups(tiling) => tiling.nanoseconds(heads, spans),
+            Tiling::Fma | Tiling::Matrix(_) => 0,
+        }
     }
 
     fn rows(self) -> usize {
         match self {
             Tiling::Fma => 64,
             Tiling::Matrix(tiling) => tiling.rows,
+            Tiling::Warpgroups(tiling) => tiling.rows(),
         }
     }
 
@@ -110,6 +168,7 @@ impl Tiling {
                 (floats + 2 * self.rows() + 3 * SPAN) * size_of::<f32>()
             }
             Tiling::Matrix(tiling) => tiling.shared(cache, dim),
+            Tiling::Warpgroups(tiling) => tiling.shared(cache),
         }
     }
 
@@ -122,15 +181,20 @@ impl Tiling {
     pub fn spec(self, activations: Format, cache: CacheFormat, heads: Heads) -> KernelSpec {
         let mut aliases = cache::aliases(activations, cache);
         aliases.push(Alias::count("DIM", heads.dim as u32));
+        let rows = Alias::count("ROWS", self.rows() as u32);
+        let shared = Alias::count("SHARED", self.shared(cache, heads.dim) as u32);
         match self {
             Tiling::Fma => {
                 KernelSpec { file: SourceFile::AttentionPrefill, entry: "attention_prefill", aliases }
             }
-            Tiling::Matrix(MatrixTiling { rows, stages, .. }) => {
-                aliases.push(Alias::count("ROWS", rows as u32));
-                aliases.push(Alias::count("STAGES", stages as u32));
-                aliases.push(Alias::count("SHARED", self.shared(cache, heads.dim) as u32));
+            Tiling::Matrix(MatrixTiling { stages, .. }) => {
+                aliases.extend([rows, Alias::count("STAGES", stages as u32), shared]);
                 KernelSpec { file: SourceFile::AttentionPrefillMma, entry: "attention_prefill_mma", aliases }
+            }
+            Tiling::Warpgroups(_) => {
+                aliases.extend([rows, shared]);
+                let file = SourceFile::AttentionPrefillWgmma;
+                KernelSpec { file, entry: "attention_prefill_wgmma", aliases }
             }
         }
     }
@@ -139,14 +203,19 @@ impl Tiling {
     /// list.
     pub fn launch(self, cache: CacheFormat, heads: Heads, tiles: usize) -> Launch {
         let shared = self.shared(cache, heads.dim) as u32;
+        let items = tiles * heads.key_value;
         match self {
             Tiling::Fma => {
                 let block = if heads.dim <= 64 { 128 } else { 256 };
                 Launch { grid: [tiles as u32, heads.key_value as u32, 1], block, shared }
             }
             Tiling::Matrix(tiling) => {
-                let blocks = tiles * heads.key_value;
-                Launch { grid: [blocks as u32, 1, 1], block: tiling.threads() as u32, shared }
+                Launch { grid: [items as u32, 1, 1], block: tiling.threads() as u32, shared }
+            }
+            Tiling::Warpgroups(GroupTiling { groups, multiprocessors }) => {
+                // One more warpgroup copies.
+                let block = 128 * (groups as u32 + 1);
+                Launch { grid: [items.min(multiprocessors) as u32, 1, 1], block, shared }
             }
         }
     }
@@ -158,6 +227,7 @@ mod tests {
     use crate::compile::Arch;
 
     const QWEN: Heads = Heads { query: 14, key_value: 2, dim: 64 };
+    const WIDE: Heads = Heads { query: 32, key_value: 8, dim: 128 };
 
     const BF16: CacheFormat = CacheFormat::plain(Format::Bf16);
     const E4M3: CacheFormat = CacheFormat::plain(Format::F8E4M3);
@@ -169,55 +239,79 @@ mod tests {
     const SMALL: Capabilities =
         Capabilities { arch: Arch { major: 8, minor: 9 }, multiprocessors: 76, shared_per_block: 101_376 };
 
-    fn matrix(cache: CacheFormat, heads: Heads, device: Capabilities) -> Option<(usize, usize)> {
-        match Tiling::choose(Unit::Matrix, cache, heads, device)? {
-            Tiling::Matrix(MatrixTiling { rows, stages, .. }) => Some((rows, stages)),
-            Tiling::Fma => panic!("not what was asked for"),
-        }
+    fn choose(cache: CacheFormat, heads: Heads, device: Capabilities) -> Option<Tiling> {
+        Tiling::choose(Unit::Matrix, cache, heads, device)
+    }
+
+    fn matrix(rows: usize, stages: usize) -> Option<Tiling> {
+        Some(Tiling::Matrix(MatrixTiling { rows, stages }))
+    }
+
+    fn groups(groups: usize) -> Tiling {
+        Tiling::Warpgroups(GroupTiling { groups, multiprocessors: 132 })
     }
 
     #[test]
     fn tiles_are_the_largest_that_fit() {
-        let wide = Heads { query: 32, key_value: 8, dim: 128 };
         for cache in [BF16, E4M3] {
-            assert_eq!(matrix(cache, QWEN, SMALL), Some((128, 2)));
-            assert_eq!(matrix(cache, wide, H200), Some((128, 2)));
-            assert_eq!(matrix(cache, wide, SMALL), Some((64, 1)));
+            assert_eq!(choose(cache, QWEN, SMALL), matrix(128, 2));
+            assert_eq!(choose(cache, WIDE, H200), matrix(128, 2));
+            assert_eq!(choose(cache, WIDE, SMALL), matrix(64, 1));
         }
-        assert_eq!(matrix(BF16, wide, A100), Some((128, 2)));
-        assert_eq!(matrix(E4M3, wide, A100), Some((64, 2)));
-        let widest = Heads { dim: 256, ..wide };
-        assert_eq!(matrix(BF16, widest, H200), Some((64, 2)));
-        assert_eq!(matrix(E4M3, widest, H200), Some((64, 1)));
-        assert_eq!(matrix(BF16, widest, SMALL), None);
+        assert_eq!(choose(BF16, WIDE, A100), matrix(128, 2));
+        assert_eq!(choose(E4M3, WIDE, A100), matrix(64, 2));
+        let widest = Heads { dim: 256, ..WIDE };
+        assert_eq!(choose(BF16, widest, H200), matrix(64, 2));
+        assert_eq!(choose(E4M3, widest, H200), matrix(64, 1));
+        assert_eq!(choose(BF16, widest, SMALL), None);
         let many = Heads { query: 100, key_value: 1, dim: 64 };
-        assert_eq!(matrix(BF16, many, H200), Some((128, 2)));
-        assert_eq!(matrix(BF16, Heads { dim: 128, ..many }, SMALL), None);
+        assert_eq!(choose(BF16, Heads { dim: 128, ..many }, SMALL), None);
         assert_eq!(Tiling::choose(Unit::Fma, BF16, many, H200), None);
     }
 
     #[test]
+    fn hopper_multiplies_heads_of_one_panel_by_blocks_that_stay() {
+        for cache in [BF16, E4M3] {
+            assert_eq!(choose(cache, QWEN, H200), Some(groups(3)));
+            assert_eq!(choose(cache, QWEN, A100), matrix(128, 2));
+            assert_eq!(choose(cache, Heads { dim: 56, ..QWEN }, H200), matrix(128, 2));
+        }
+        // A token's heads do not fit the smallest of these tiles.
+        let many = Heads { query: 100, key_value: 1, dim: 64 };
+        assert_eq!(choose(BF16, many, H200), matrix(128, 2));
+        assert_eq!(groups(3).sizes(), [groups(3), groups(2), groups(1)]);
+        assert_eq!(Tiling::Fma.sizes(), [Tiling::Fma]);
+    }
+
+    #[test]
     fn launches_cover_every_head_of_every_tile() {
-        let tiling = Tiling::choose(Unit::Matrix, BF16, QWEN, H200).expect("fits");
+        let tiling = choose(BF16, QWEN, A100).expect("fits");
         assert_eq!(tiling.tokens(QWEN), 18);
         assert_eq!(tiling.launch(BF16, QWEN, 5), Launch { grid: [10, 1, 1], block: 256, shared: 84_480 });
         assert_eq!(tiling.launch(E4M3, QWEN, 5).shared, 84_480 + (8 << 10));
         let fma = Tiling::choose(Unit::Fma, BF16, QWEN, H200).expect("fits");
         assert_eq!(fma.tokens(QWEN), 9);
         assert_eq!(fma.launch(BF16, QWEN, 5).grid, [5, 2, 1]);
+        assert_eq!(groups(3).tokens(QWEN), 27);
+        assert_eq!(groups(3).launch(BF16, QWEN, 5), Launch { grid: [10, 1, 1], block: 512, shared: 201_392 });
+        assert_eq!(groups(1).launch(E4M3, QWEN, 200).grid, [132, 1, 1]);
     }
 
     #[test]
-    fn long_tiles_share_multiprocessors_with_short_ones() {
-        let arranged = |device, count: u32| {
-            let tiling = Tiling::choose(Unit::Matrix, BF16, QWEN, device).expect("fits");
-            let mut tiles: Vec<Tile> = (0..count).map(|first_row| Tile { first_row, tokens: 1 }).collect();
-            tiling.arrange(QWEN, &mut tiles);
-            tiles.into_iter().map(|tile| tile.first_row).collect::<Vec<_>>()
+    fn sizes_of_tiles_follow_how_much_there_is() {
+        let fastest = |heads: Heads, tokens: usize| {
+            let time = |tiling: &Tiling| {
+                let ends = (tiling.tokens(heads)..=tokens).step_by(tiling.tokens(heads));
+                tiling.nanoseconds(heads, ends.map(|end| end.div_ceil(SPAN)))
+            };
+            groups(3).sizes().into_iter().min_by_key(time).expect("sizes")
         };
-        assert_eq!(arranged(H200, 60), (0..60).collect::<Vec<_>>());
-        assert_eq!(arranged(H200, 100), (0..66).chain((66..100).rev()).collect::<Vec<_>>());
-        assert_eq!(arranged(H200, 200), (0..66).chain((66..132).rev()).chain(132..200).collect::<Vec<_>>());
-        assert_eq!(arranged(A100, 200), (0..200).collect::<Vec<_>>());
+        assert_eq!(fastest(QWEN, 512), groups(1));
+        assert_eq!(fastest(QWEN, 1_024), groups(1));
+        assert_eq!(fastest(QWEN, 2_048), groups(2));
+        assert_eq!(fastest(QWEN, 4_096), groups(3));
+        let llama = Heads { query: 32, key_value: 8, dim: 64 };
+        assert_eq!(fastest(llama, 1_024), groups(2));
+        assert_eq!(fastest(llama, 8_192), groups(3));
     }
 }
