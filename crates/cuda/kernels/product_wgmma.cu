@@ -20,9 +20,13 @@ __device__ __forceinline__ void load_weights(const Args& args, const Ring& ring,
     }
 }
 
-__device__ __forceinline__ void load_input(const Args& args, const Ring& ring, u32 token, u32 column) {
-    barrier_expect(ring.full(), INPUT_BYTES);
-    load_box(ring.input(), args.input, column, token, ring.full());
+__device__ __forceinline__ void load_input(const Args& args, const Ring& ring, const OutputTile& tile, u32 column) {
+    barrier_expect(ring.full(), tile.groups * GROUP_BYTES);
+    for (u32 group = 0; group < tile.groups; ++group) {
+        load_box(ring.input() + group * GROUP_BYTES, args.input, column, tile.token + group * GROUP_TOKENS, ring.full());
+    }
+    // In the place of the warps that have no part in the tile.
+    if (tile.groups < GROUPS) barrier_arrive(ring.empty(), (GROUPS - tile.groups) * 4);
 }
 
 // Calls load(ring, tile, column) for each stage of this block's tiles, as soon as there is room.
@@ -62,6 +66,9 @@ __device__ __forceinline__ void stage_of_segment(Ring& ring, u32 count, bool fin
     if (STAGE < count) {
         barrier_wait(ring.full(), ring.parity);
         multiply_stage(ring, finisher.group, STAGE != 0, sums);
+    }
+    if (finish) finisher.finish_behind<STAGE>(totals);
+    if (STAGE < count) {
         if constexpr (STAGE != 0) {
             wgmma_wait<1>();
             release(last);
@@ -69,7 +76,6 @@ __device__ __forceinline__ void stage_of_segment(Ring& ring, u32 count, bool fin
         last = ring.empty();
         ring.next();
     }
-    if (finish) finisher.finish_behind<STAGE>(totals);
 }
 
 __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher finisher) {
@@ -77,6 +83,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
     bool finish = false;
     for (u32 index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
         OutputTile tile = tiles.at(index);
+        if (finisher.group >= tile.groups) break;
         tile.token += finisher.group * GROUP_TOKENS;
         for (u32 first = 0; first < tiles.stages; first += STAGES_OF_SEGMENT) {
             const u32 count = minimum(tiles.stages - first, u32(STAGES_OF_SEGMENT));
@@ -96,10 +103,12 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
         finisher.tile = tile;
         finish = true;
     }
-    finisher.finish_behind<0>(totals);
-    finisher.finish_behind<1>(totals);
-    finisher.finish_behind<2>(totals);
-    finisher.finish_behind<3>(totals);
+    if (finish) {
+        finisher.finish_behind<0>(totals);
+        finisher.finish_behind<1>(totals);
+        finisher.finish_behind<2>(totals);
+        finisher.finish_behind<3>(totals);
+    }
     finisher.end();
 }
 
@@ -128,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(cons
         } else if (threadIdx.x == CONSUMERS + 32) {
             wait_for_inputs();
             copy(tiles, ring, [&](const Ring& ring, const OutputTile& tile, u32 column) {
-                load_input(args, ring, tile.token, column);
+                load_input(args, ring, tile, column);
             });
         } else if (threadIdx.x / 32 == CONSUMERS / 32 + 2) {
             prepare(args, tiles, epilogue, epilogue_barriers);

@@ -17,7 +17,7 @@ constexpr int COPIER_REGISTERS = 40, CONSUMER_REGISTERS = GROUPS == 1 ? 208 : 23
 constexpr int GROUP_TOKENS = 64, TOKENS = GROUPS * GROUP_TOKENS;
 constexpr int PARTS = EPILOGUE == SWIGLU ? 2 : 1;
 constexpr int FEATURES = WEIGHT_ROWS / PARTS;
-constexpr int INPUT_BYTES = TOKENS * ROW_BYTES, WEIGHT_BYTES = WEIGHT_ROWS * ROW_BYTES;
+constexpr int GROUP_BYTES = GROUP_TOKENS * ROW_BYTES, INPUT_BYTES = GROUPS * GROUP_BYTES, WEIGHT_BYTES = WEIGHT_ROWS * ROW_BYTES;
 constexpr int STAGE_BYTES = INPUT_BYTES + WEIGHT_BYTES;
 // Token tiles that are taken together, so that blocks at work at the same time share operands in the L2.
 constexpr u32 TOGETHER = 8;
@@ -36,6 +36,9 @@ __device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
 }
 __device__ __forceinline__ void barrier_arrive(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier, u32 count) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 // Arrives, and lets the barrier wait for so many bytes besides.
 __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
@@ -140,6 +143,8 @@ STEPS(f16, "f16")
 struct OutputTile {
     u32 token;
     u32 feature;
+    // Warpgroups that multiply.
+    u32 groups;
 };
 
 struct Tiles {
@@ -147,19 +152,30 @@ struct Tiles {
     u32 along_features;
     // Stages of a tile.
     u32 stages;
+    // Tiles that are taken as such. What is left when all blocks have taken equally many is taken in halves, of one
+    // warpgroup each, if there are blocks enough: as a block's last tile.
+    u32 whole;
 
     __device__ __forceinline__ explicit Tiles(const ProductArgs& args) {
         along_tokens = div_ceil(args.rows, TOKENS);
         along_features = div_ceil(args.features, FEATURES);
         stages = div_ceil(args.columns, DEPTH);
+        const u32 left = all() % gridDim.x;
+        whole = GROUPS == 2 && 2 * left <= gridDim.x ? all() - left : all();
     }
-    __device__ __forceinline__ u32 count() const { return along_tokens * along_features; }
+    // Tiles and halves.
+    __device__ __forceinline__ u32 count() const { return 2 * all() - whole; }
     __device__ __forceinline__ OutputTile at(u32 index) const {
+        const u32 half = index < whole ? 0 : index - whole, tile = index < whole ? index : whole + half / 2;
         const u32 band = TOGETHER * along_features;
-        const u32 first = index / band * TOGETHER, rest = index % band;
+        const u32 first = tile / band * TOGETHER, rest = tile % band;
         const u32 tall = minimum(TOGETHER, along_tokens - first);
-        return OutputTile{(first + rest % tall) * TOKENS, rest / tall * FEATURES};
+        const u32 token = (first + rest % tall) * TOKENS + half % 2 * GROUP_TOKENS;
+        return OutputTile{token, rest / tall * FEATURES, index < whole ? u32(GROUPS) : 1};
     }
+
+private:
+    __device__ __forceinline__ u32 all() const { return along_tokens * along_features; }
 };
 
 // Stages and their barriers, and the place of this thread in them.

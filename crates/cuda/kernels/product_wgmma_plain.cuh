@@ -70,8 +70,7 @@ struct Finisher {
                 group_sync(group);
             }
         }
-#pragma unroll
-        for (int i = 0; i < UNITS; ++i) finish_unit<STAGE % STAGES_OF_ROUND * UNITS>(totals, STAGE * UNITS + i, i);
+        finish_units<STAGE>(totals);
         if constexpr (STAGE % STAGES_OF_ROUND == STAGES_OF_ROUND - 1) {
             fence_copies();
             group_sync(group);
@@ -93,39 +92,59 @@ private:
     __device__ __forceinline__ bool leads() const { return threadIdx.x % 128 == 0; }
     __device__ __forceinline__ u32 box_at(int box) const { return boxes + box * GROUP_TOKENS * BOX_BYTES; }
 
-    // Where the pack of 16 bytes with this number among those of the round lies.
-    __device__ __forceinline__ u32 place(u32 row, u32 pack) const {
-        constexpr u32 PACKS = BOX_BYTES / 16;
-        const u32 within = BOX_BYTES == 128 ? pack % PACKS ^ row % 8 : pack % PACKS ^ row / 2 % 4;
-        return box_at(pack / PACKS) + row * BOX_BYTES + within * 16;
+    // Where this thread's two outputs of a row's first eight lie: boxes permute packs of 16 bytes such that those of eight
+    // rows lie in different banks. Boxes start at multiples of eight rows, so that permutations leave other bits alone.
+    __device__ __forceinline__ u32 first_place() const {
+        const u32 lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4, t = lane % 4;
+        const u32 permutation = BOX_BYTES == 128 ? row % 8 : row / 2 % 4;
+        const u32 pack = OUT_BYTES == 4 ? t / 2 : 0, within = OUT_BYTES == 4 ? t % 2 * 8 : t * 4;
+        return boxes + row * BOX_BYTES + ((pack ^ permutation) * 16 | within);
     }
 
-    // Eight outputs of each row: number `unit` of the tile, `FIRST + i` of the round.
-    template <int FIRST>
-    __device__ __forceinline__ void finish_unit(const Sums& totals, int unit, int i) const {
-        const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    // That of eight further outputs, number `unit` of the round, of this row or the eighth after it.
+    __device__ __forceinline__ static u32 place(u32 first, int unit, int half) {
+        constexpr int PACKS = BOX_BYTES / 16;
+        const int pack = unit * (OUT_BYTES / 2);
+        return (first ^ pack % PACKS * 16) + pack / PACKS * GROUP_TOKENS * BOX_BYTES + half * 8 * BOX_BYTES;
+    }
+
+    // Eight outputs of each row for each of UNITS: those from `STAGE * UNITS` on of the tile.
+    template <int STAGE>
+    __device__ __forceinline__ void finish_units(const Sums& totals) const {
+        constexpr int FIRST = STAGE % STAGES_OF_ROUND * UNITS;
+        const u32 to = first_place();
+        u32 residuals[UNITS][2] = {};
+        if (adds_residual()) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const u32 row = threadIdx.x % 128 / 32 * 16 + g + half * 8;
-            const int at = unit * 4 + half * 2;
+            for (int i = 0; i < UNITS * 2; ++i) residuals[i / 2][i % 2] = load_word(place(to, FIRST + i / 2, i % 2));
+        }
+#pragma unroll
+        for (int i = 0; i < UNITS * 2; ++i) {
+            const int unit = STAGE * UNITS + i / 2, at = unit * 4 + i % 2 * 2;
+            const u32 address = place(to, FIRST + i / 2, i % 2);
             if constexpr (EPILOGUE == PLAIN) {
-                const u32 to = place(row, (FIRST + i) * 2 + t / 2) + t % 2 * 8;
-                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(totals[at]), "f"(totals[at + 1]) : "memory");
+                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(totals[at]), "f"(totals[at + 1])
+                             : "memory");
             } else {
-                const u32 to = place(row, FIRST + i) + t * 4;
                 float values[2];
                 if constexpr (EPILOGUE == SWIGLU) {
                     values[0] = silu(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
                     values[1] = silu(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
                 } else {
-                    const u32 feature = tile.feature + unit * 8 + t * 2;
+                    const u32 feature = tile.feature + unit * 8 + threadIdx.x % 4 * 2;
                     values[0] = scaled(feature, totals[at]);
                     values[1] = scaled(feature + 1, totals[at + 1]);
-                    if (adds_residual()) add_residual(to, values);
+                    if (adds_residual()) add_residual(residuals[i / 2][i % 2], values);
                 }
-                asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(encode_word(values, A{})) : "memory");
+                asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(encode_word(values, A{})) : "memory");
             }
         }
+    }
+
+    __device__ __forceinline__ static u32 load_word(u32 from) {
+        u32 word;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+        return word;
     }
 
     __device__ __forceinline__ float scaled(u32 feature, float sum) const {
@@ -134,9 +153,7 @@ private:
         return mul_add(sum, product.alpha, product.bias[minimum(feature, product.features - 1)]);
     }
 
-    __device__ __forceinline__ static void add_residual(u32 from, float (&values)[2]) {
-        u32 word;
-        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+    __device__ __forceinline__ static void add_residual(u32 word, float (&values)[2]) {
         float residual[2];
         decode_word(word, A{}, residual);
         values[0] = values[0] + residual[0];

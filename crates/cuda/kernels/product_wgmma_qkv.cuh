@@ -9,6 +9,7 @@ constexpr int PAIRS = DIM / 2, HEADS = FEATURES / DIM;
 constexpr int UNITS = FEATURES / 16 / STAGES_OF_SEGMENT;
 
 static_assert(!SCALED && PAIRS % 8 == 0 && FEATURES % DIM == 0, "pairs of whole heads");
+static_assert(sizeof(C) == 2, "queries and the cache take equally many bytes");
 
 // What is known of a row: what its pairs are turned by, in rows of the tables, and the vector of its first key, for
 // head zero. A tile's are noted in shared memory, and its biases.
@@ -16,7 +17,10 @@ struct Note {
     u32 turn;
     u32 vector;
 };
-constexpr int EPILOGUE_BYTES = TOKENS * sizeof(Note) + FEATURES * sizeof(f32);
+// A warp gathers the outputs of its sixteen rows, padded such that rows lie in different banks.
+constexpr int OUT_ROW_BYTES = FEATURES * 2 + 16, WARP_OUT_BYTES = 16 * OUT_ROW_BYTES;
+constexpr int OUT_BYTES = CONSUMERS / 32 * WARP_OUT_BYTES, NOTES_BYTES = TOKENS * sizeof(Note);
+constexpr int EPILOGUE_BYTES = OUT_BYTES + NOTES_BYTES + FEATURES * sizeof(f32);
 
 // Mirrored by FusedArgs in families/qkv.rs. `out` takes the queries.
 struct QkvArgs : ProductArgs {
@@ -31,7 +35,7 @@ struct QkvArgs : ProductArgs {
     u32 padding;
 };
 
-// Mirrored by WgmmaArgs in families/qkv.rs.
+// Mirrored by QkvArgs in families/wgmma.rs.
 struct Args {
     TensorMap weights;
     TensorMap input;
@@ -54,9 +58,9 @@ __device__ __forceinline__ Note note_of(const QkvArgs& args, u32 row) {
 }
 
 // Notes what the epilogue of each tile needs, by one warp.
-__device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u32 notes, u32 barriers) {
+__device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u32 epilogue, u32 barriers) {
     const QkvArgs& product = args.product;
-    const u32 lane = threadIdx.x % 32, biases = notes + TOKENS * sizeof(Note);
+    const u32 lane = threadIdx.x % 32, notes = epilogue + OUT_BYTES, biases = notes + NOTES_BYTES;
     u32 parity = 1;
     for (u32 index = blockIdx.x; index < tiles.count(); index += gridDim.x, parity ^= 1) {
         const OutputTile tile = tiles.at(index);
@@ -79,15 +83,15 @@ __device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u3
 // What becomes of the sums of one warpgroup's part of a tile.
 struct Finisher {
     const Args& args;
-    u32 notes;
+    u32 epilogue;
     u32 barriers;
     u32 group;
     u32 parity = 0;
     // Of the part whose sums are ready.
     OutputTile tile{};
 
-    __device__ __forceinline__ Finisher(const Args& args, u32 notes, u32 barriers, u32 group)
-        : args(args), notes(notes), barriers(barriers), group(group) {}
+    __device__ __forceinline__ Finisher(const Args& args, u32 epilogue, u32 barriers, u32 group)
+        : args(args), epilogue(epilogue), barriers(barriers), group(group) {}
 
     __device__ __forceinline__ void begin(const OutputTile&) const {}
     __device__ __forceinline__ void end() const {}
@@ -101,21 +105,23 @@ struct Finisher {
         }
         constexpr int FIRST = STAGE * UNITS / HEADS, LAST = (STAGE * UNITS + UNITS - 1) / HEADS;
         Turn turns[2][LAST - FIRST + 1];
-        Note note[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            note[half] = load_note(half);
+            const Note note = load_note(row_of_warp(half));
 #pragma unroll
-            for (int i = 0; i <= LAST - FIRST; ++i) turns[half][i] = load_turn(note[half], FIRST + i);
+            for (int i = 0; i <= LAST - FIRST; ++i) turns[half][i] = load_turn(note, FIRST + i);
         }
 #pragma unroll
         for (int i = STAGE * UNITS; i < STAGE * UNITS + UNITS; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                finish_pairs(totals, i % HEADS, i / HEADS, half, note[half], turns[half][i / HEADS - FIRST]);
+                finish_pairs(totals, i % HEADS, i / HEADS, half, turns[half][i / HEADS - FIRST]);
             }
         }
         if constexpr (STAGE == STAGES_OF_SEGMENT - 1) {
+            __syncwarp();
+#pragma unroll
+            for (int head = 0; head < HEADS; ++head) store_head(head);
             __syncwarp();
             if (threadIdx.x % 32 == 0) barrier_arrive(notes_empty(barriers));
         }
@@ -128,18 +134,20 @@ private:
         float sin[2];
     };
 
-    __device__ __forceinline__ u32 row_of(int half) const {
-        return group * GROUP_TOKENS + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4 + half * 8;
-    }
+    __device__ __forceinline__ u32 notes() const { return epilogue + OUT_BYTES; }
+    // Of the sixteen of its warp.
+    __device__ __forceinline__ static u32 row_of_warp(int half) { return threadIdx.x % 32 / 4 + half * 8; }
+    __device__ __forceinline__ static u32 first_row_of_warp() { return threadIdx.x / 32 * 16; }
+    __device__ __forceinline__ u32 out_row(u32 row) const { return epilogue + (first_row_of_warp() + row) * OUT_ROW_BYTES; }
 
     // The first of this thread's two pairs among the eight with this number, within the head.
     __device__ __forceinline__ static u32 pair_of(int eight) { return eight * 8 + threadIdx.x % 4 * 2; }
 
-    __device__ __forceinline__ Note load_note(int half) const {
+    __device__ __forceinline__ Note load_note(u32 row_of_warp) const {
         Note note;
         asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                      : "=r"(note.turn), "=r"(note.vector)
-                     : "r"(notes + row_of(half) * u32(sizeof(Note)))
+                     : "r"(notes() + (first_row_of_warp() + row_of_warp) * u32(sizeof(Note)))
                      : "memory");
         return note;
     }
@@ -153,15 +161,15 @@ private:
     }
 
     // Two pairs of a row of one head of the tile.
-    __device__ __forceinline__ void finish_pairs(const Sums& totals, int head_of_tile, int eight, int half, Note note,
+    __device__ __forceinline__ void finish_pairs(const Sums& totals, int head_of_tile, int eight, int half,
                                                  const Turn& turn) const {
         const QkvArgs& product = args.product;
         const int first = (head_of_tile * DIM / 8 + eight) * 4 + half * 2, second = first + PAIRS / 2;
         float x[2] = {totals[first], totals[first + 1]}, y[2] = {totals[second], totals[second + 1]};
-        const u32 pair = pair_of(eight), head = tile.feature / DIM + head_of_tile;
+        const u32 pair = head_of_tile * DIM + pair_of(eight), head = tile.feature / DIM + head_of_tile;
         if (product.bias != nullptr) {
-            add_bias(head_of_tile * DIM + pair, x);
-            add_bias(head_of_tile * DIM + pair + PAIRS, y);
+            add_bias(pair, x);
+            add_bias(pair + PAIRS, y);
         }
         if (head < product.query_heads + product.key_heads) {
 #pragma unroll
@@ -171,43 +179,59 @@ private:
                 x[i] = turned;
             }
         }
-        const u32 row = tile.token + row_of(half) - group * GROUP_TOKENS;
-        if (row >= product.rows) return;
+        const u32 to = out_row(row_of_warp(half)) + pair * 2;
         if (head < product.query_heads) {
-            store(static_cast<A*>(product.out) + row * product.out_stride + head * DIM + pair, x, y);
-        } else if (head < product.query_heads + 2 * product.key_heads) {
-            const u32 cached = head - product.query_heads;
-            const bool is_key = cached < product.key_heads;
-            // Keys and values of the heads of a page lie one after another.
-            const u32 before = is_key ? 2 * cached : 2 * (cached - product.key_heads) + 1;
-            const u32 vector = note.vector + before * value_offset(product.cache);
-            store(product.cache.values + u64(vector) * product.cache.stride + pair, x, y);
+            store_two(to, encode_word(x, A{}));
+            store_two(to + PAIRS * 2, encode_word(y, A{}));
+        } else {
+            store_two(to, encode_word(x, C{}));
+            store_two(to + PAIRS * 2, encode_word(y, C{}));
         }
     }
 
+    __device__ __forceinline__ static void store_two(u32 to, u32 word) {
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
+    }
+
+    // Brings the warp's rows of one head of the tile to where they belong, neighbouring lanes neighbouring packs.
+    __device__ __forceinline__ void store_head(int head_of_tile) const {
+        constexpr u32 PACKS = DIM * 2 / 16, AT_ONCE = 32 / PACKS;
+        const u32 lane = threadIdx.x % 32, pack = lane % PACKS;
+#pragma unroll 1
+        for (u32 first = 0; first < 16; first += AT_ONCE) {
+            const u32 row = first + lane / PACKS;
+            if (lane >= AT_ONCE * PACKS || row >= 16) continue;
+            uint4 bits;
+            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                         : "r"(out_row(row) + head_of_tile * DIM * 2 + pack * 16)
+                         : "memory");
+            u16* to = row_address(head_of_tile, row);
+            if (to != nullptr) *reinterpret_cast<uint4*>(to + pack * 8) = bits;
+        }
+    }
+
+    // Where a row of a head goes, if there is such a row and head.
+    __device__ __forceinline__ u16* row_address(int head_of_tile, u32 row_of_warp) const {
+        const QkvArgs& product = args.product;
+        const u32 head = tile.feature / DIM + head_of_tile;
+        const u32 row = tile.token + first_row_of_warp() % GROUP_TOKENS + row_of_warp;
+        if (row >= product.rows || head >= product.query_heads + 2 * product.key_heads) return nullptr;
+        if (head < product.query_heads) {
+            return reinterpret_cast<u16*>(static_cast<A*>(product.out) + row * product.out_stride + head * DIM);
+        }
+        const u32 cached = head - product.query_heads;
+        // Keys and values of the heads of a page lie one after another.
+        const u32 before = cached < product.key_heads ? 2 * cached : 2 * (cached - product.key_heads) + 1;
+        const u32 vector = load_note(row_of_warp).vector + before * value_offset(product.cache);
+        return reinterpret_cast<u16*>(product.cache.values + u64(vector) * product.cache.stride);
+    }
+
     __device__ __forceinline__ void add_bias(u32 feature, float (&x)[2]) const {
-        const u32 at = notes + u32(TOKENS * sizeof(Note)) + feature * 4;
+        const u32 at = notes() + NOTES_BYTES + feature * 4;
         float bias[2];
         asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(bias[0]), "=f"(bias[1]) : "r"(at) : "memory");
         x[0] = x[0] + bias[0];
         x[1] = x[1] + bias[1];
-    }
-
-    // Stores the numbers of two pairs from `to` on.
-    template <class T>
-    __device__ __forceinline__ static void store(T* to, const float (&first)[2], const float (&second)[2]) {
-        store_few(to, encode_two<T>(first));
-        store_few(to + PAIRS, encode_two<T>(second));
-    }
-
-    template <class T>
-    __device__ __forceinline__ static Few<T, 2> encode_two(const float (&x)[2]) {
-        if constexpr (sizeof(T) == 1) {
-            Few<T, 2> codes;
-            codes.raw.set_word(0, from_f32<T>(x[0]).bits | from_f32<T>(x[1]).bits << 8);
-            return codes;
-        } else {
-            return encode<T>(x);
-        }
     }
 };

@@ -325,7 +325,7 @@ fn a_long_prompt_has_the_same_bits_in_one_run_and_in_many() {
         };
         let whole = last_logits(ROWS);
         assert_eq!(whole.len(), VOCABULARY);
-        for each in [137, 1024] {
+        for each in [32, 137, 1024] {
             assert!(last_logits(each) == whole, "{preset:?} in runs of {each}");
         }
     }

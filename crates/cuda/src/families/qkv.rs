@@ -134,11 +134,12 @@ impl Fused {
         let (product, shape) = self.pairs(rows);
         match products::choose(product, shape, device, preferences) {
             Variant::SmallMatrix(small) => Some(FusedVariant::Few(small)),
-            Variant::Wgmma(_) => {
+            // What it gathers in shared memory takes two bytes a number.
+            Variant::Wgmma(_) if self.cache.format.bits() == 16 => {
                 let (product, shape) = self.outputs(rows);
                 wgmma::choose_qkv(product, shape, self.heads.dim, device).map(FusedVariant::Many)
             }
-            Variant::SmallFma { .. } | Variant::Gemm { .. } => None,
+            Variant::Wgmma(_) | Variant::SmallFma { .. } | Variant::Gemm { .. } => None,
         }
     }
 
