@@ -164,9 +164,12 @@ pub struct Shared {
 /// Bytes that attention needs, for the outputs, the softmaxes and the scales of a section or to merge records.
 fn attention_bytes(heads: Heads, cache: CacheFormat) -> usize {
     const FLOAT: usize = size_of::<f32>();
-    let scales = if cache.scales.is_some() { SECTION * 2 * SPAN * FLOAT } else { 0 };
-    let section = SECTION * attention::group(heads) * (heads.dim + 4 + 6) * FLOAT + scales;
-    section.max(MERGE_BYTES)
+    let group = attention::group(heads);
+    let scales = if cache.scales.is_some() { 2 * SPAN * FLOAT } else { 2 * 4 * FLOAT };
+    let section = SECTION * (group * (heads.dim + 10) * FLOAT + scales);
+    // Queries, two words of eight bytes for each step and lane of four.
+    let queries = group * (heads.dim / 4 + 1) * 8;
+    (section + queries).max(MERGE_BYTES)
 }
 
 impl Shared {

@@ -215,7 +215,8 @@ impl Sizes {
         let Sizes { width, inner, heads, .. } = *self;
         let projected = (heads.query + 2 * heads.key_value) * heads.dim;
         let records = heads.query * sections * (DIM + 2);
-        [width / 2, width / 2, projected, heads.query_width() / 2, inner / 2, records]
+        // Words of the residual stream lie in fours, apart from each other: all blocks read them at the same time.
+        [2 * width, 2 * width, projected, heads.query_width() / 2, inner / 2, records]
     }
 }
 

@@ -178,7 +178,7 @@ fn phases_say_what_the_program_says() {
     assert_eq!((last.kind, matrix(last.weights)), (Kind::Logits as u32, weights("embedding", 151_936, 896)));
     assert_eq!((last.norm, lowered.matrices.len()), (at("norm"), sizes.matrices()));
     assert_eq!(lowered.phases.iter().filter(|phase| phase.bias != 0).count(), 24);
-    assert_eq!(sizes.exchange_words(8), [448, 448, 1152, 448, 2432, 14 * 8 * 66]);
+    assert_eq!(sizes.exchange_words(8), [1792, 1792, 1152, 448, 2432, 14 * 8 * 66]);
     assert!(sizes.shared.slots >= 20 && sizes.shared.total <= 232_448, "{:?}", sizes.shared);
     let (_, llama) = self::lowered(&LLAMA.program());
     assert!(llama.phases.iter().all(|phase| phase.bias == 0));
