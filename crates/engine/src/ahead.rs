@@ -6,57 +6,57 @@ use crate::engine::{BatchParts, Share};
 use crate::paging::BlockTable;
 use crate::sequence::{Sequence, SequenceId};
 
-/// Sequences with which a step may start the next run. One that ends unforeseen has started a run in vain, which costs
-/// more the more there are, while what is gained, the host's time between two tokens, becomes a smaller part.
-pub(crate) const MOST_SEQUENCES: usize = 8;
-
-/// What a run that was started depends on: it serves a step only if all of it is as it was foreseen.
-#[derive(Debug, PartialEq, Eq)]
+/// A run that was started: one row of each of some sequences.
+#[derive(Debug)]
 pub(crate) struct Ahead {
     rows: Vec<Row>,
 }
 
-/// The rows of one sequence.
+/// What the row of a sequence depends on.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     sequence: SequenceId,
-    first: usize,
-    count: usize,
-    samples: Samples,
+    position: usize,
     rope_set: usize,
 }
 
-/// Whether logits are wanted of a sequence's last row.
-#[derive(Debug, PartialEq, Eq)]
-enum Samples {
-    Yes,
-    No,
+impl Row {
+    /// The row of a sequence's last token, if that is all there is to run.
+    fn next(sequence: &Sequence) -> Option<Row> {
+        let row = Row { sequence: sequence.id, position: sequence.cached, rope_set: sequence.rope_set };
+        (sequence.pending() == 1).then_some(row)
+    }
 }
 
 impl Ahead {
-    /// The run of a schedule.
-    pub fn of(sequences: &[(Sequence, BlockTable)], schedule: &[Share]) -> Ahead {
+    /// The run behind that of a schedule, with one further token of every sequence.
+    pub fn behind(sequences: &[(Sequence, BlockTable)], schedule: &[Share]) -> Ahead {
         let row = |share: &Share| {
             let (sequence, _) = &sequences[share.index];
-            Row {
-                sequence: sequence.id,
-                first: sequence.cached,
-                count: share.rows,
-                samples: if share.samples { Samples::Yes } else { Samples::No },
-                rope_set: sequence.rope_set,
-            }
+            let position = sequence.cached + share.rows;
+            Row { sequence: sequence.id, position, rope_set: sequence.rope_set }
         };
         Ahead { rows: schedule.iter().map(row).collect() }
     }
 
-    /// The run behind that of a schedule, with one further token of every sequence.
-    pub fn behind(sequences: &[(Sequence, BlockTable)], schedule: &[Share]) -> Ahead {
-        let mut ahead = Ahead::of(sequences, schedule);
-        for row in &mut ahead.rows {
-            row.first += row.count;
-            row.count = 1;
+    /// Rows of the run, each with logits.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The shares of the sequences that the run serves. It has rows of sequences that have ended meanwhile, which no one needs;
+    /// others that are not in it have to wait. Nothing where it serves none, or where one is not as was foreseen.
+    pub fn shares(&self, sequences: &[(Sequence, BlockTable)]) -> Option<Vec<Share>> {
+        let mut shares = Vec::new();
+        for (output, row) in self.rows.iter().enumerate() {
+            let found = sequences.iter().position(|(sequence, _)| sequence.id == row.sequence);
+            let Some(index) = found else { continue };
+            if Row::next(&sequences[index].0).as_ref() != Some(row) {
+                return None;
+            }
+            shares.push(Share { index, rows: 1, output: Some(output) });
         }
-        ahead
+        (!shares.is_empty()).then_some(shares)
     }
 }
 

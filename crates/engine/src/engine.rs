@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mantissa_ops::backend::{NextRun, OverflowRule, Progress};
-use mantissa_ops::reduction::Reduced;
+use mantissa_ops::reduction::{self, Reduced, Wish};
 use mantissa_ops::{
     Backend, Batch, Limits, LoadOptions, Plan, PlanError, PrepareError, RunError, SequenceRows, Session,
     TensorSource,
@@ -255,14 +255,21 @@ impl Engine {
     /// # Errors
     /// Where the cache is full, or the logits are not finite: then the first step that made them so is named.
     pub fn step(&mut self) -> Result<Vec<TokenEvent>, EngineError> {
-        let schedule = self.schedule()?;
-        if schedule.is_empty() {
-            return Ok(Vec::new());
-        }
-        if self.ahead.take() != Some(Ahead::of(&self.sequences, &schedule)) {
-            self.session.run(&batch_parts(&self.sequences, &schedule).batch())?;
-        }
-        self.reduce(&schedule)?;
+        let started = self.ahead.take();
+        let served = started.as_ref().and_then(|ahead| Some((ahead.shares(&self.sequences)?, ahead.rows())));
+        let (schedule, outputs) = match served {
+            Some(served) => served,
+            None => {
+                let schedule = self.schedule()?;
+                if schedule.is_empty() {
+                    return Ok(Vec::new());
+                }
+                self.session.run(&batch_parts(&self.sequences, &schedule).batch())?;
+                let outputs = schedule.iter().filter(|share| share.output.is_some()).count();
+                (schedule, outputs)
+            }
+        };
+        self.reduce(&schedule, outputs)?;
         self.collect(&schedule)
     }
 
@@ -293,27 +300,33 @@ impl Engine {
                 self.session.copy_page(copy.from, copy.to)?;
             }
             room -= rows;
-            shares.push(Share { index, rows, samples: rows == sequence.pending() });
+            let output = (rows == sequence.pending()).then_some(0);
+            shares.push(Share { index, rows, output });
         }
         shares.sort_by_key(|share| share.index);
+        let outputs = shares.iter_mut().filter_map(|share| share.output.as_mut());
+        outputs.enumerate().for_each(|(row, output)| *output = row);
         Ok(shares)
     }
 
-    /// Reduces the logits of the batch that was run to what the samplers need of them.
-    fn reduce(&mut self, schedule: &[Share]) -> Result<(), EngineError> {
-        let samples = || schedule.iter().filter(|share| share.samples);
-        for share in samples() {
-            let (sequence, _) = &mut self.sequences[share.index];
-            sequence.prepare_sampler(self.vocabulary)?;
-        }
-        if samples().next().is_none() {
+    /// Reduces the logits of the last run, which has so many rows of them, to what the samplers need.
+    fn reduce(&mut self, schedule: &[Share], outputs: usize) -> Result<(), EngineError> {
+        if outputs == 0 {
             return Ok(());
+        }
+        for share in schedule.iter().filter(|share| share.output.is_some()) {
+            self.sequences[share.index].0.prepare_sampler(self.vocabulary)?;
         }
         // Where top-p kept more tokens than are ranked it does so again more often than not, and a run would be in vain.
         let decided = self.reduced.iter().all(|row| row.chosen.is_some());
-        let may_follow = decided && self.make_room_ahead(schedule)?;
-        let requests: Vec<_> =
-            samples().map(|share| self.sequences[share.index].0.sampler.request()).collect();
+        let may_follow = decided && schedule.len() == outputs && self.make_room_ahead(schedule)?;
+        // Nobody looks at what becomes of the rows of sequences that have ended.
+        let mut requests = vec![reduction::Request { penalties: None, wish: Wish::Best }; outputs];
+        for share in schedule {
+            if let Some(row) = share.output {
+                requests[row] = self.sequences[share.index].0.sampler.request();
+            }
+        }
         if may_follow {
             let next = ahead::parts(&self.sequences, schedule);
             let started = self.session.reduce_and_run(&requests, &mut self.reduced, &next.batch())?;
@@ -324,13 +337,16 @@ impl Engine {
         } else {
             self.session.reduce(&requests, &mut self.reduced)?;
         }
-        if self.reduced.iter().any(|row| row.not_finite > 0) {
+        let any = |test: fn(&Reduced) -> bool| {
+            schedule.iter().filter_map(|share| share.output).any(|row| test(&self.reduced[row]))
+        };
+        if any(|row| row.not_finite > 0) {
             self.ahead = None;
             let parts = batch_parts(&self.sequences, schedule);
             let found = first_non_finite(&mut *self.session, &parts.batch())?;
             return Err(EngineError::NonFinite(found.unwrap_or_else(NonFinite::vanished)));
         }
-        if self.ahead.is_some() && self.reduced.iter().any(|row| row.chosen.is_none()) {
+        if self.ahead.is_some() && any(|row| row.chosen.is_none()) {
             // The run that was started has taken the place of logits that are wanted now.
             self.ahead = None;
             self.session.run(&batch_parts(&self.sequences, schedule).batch())?;
@@ -342,13 +358,10 @@ impl Engine {
     fn collect(&mut self, schedule: &[Share]) -> Result<Vec<TokenEvent>, EngineError> {
         let context = self.session.limits().context;
         let mut events = Vec::new();
-        let mut row = 0;
         for share in schedule {
             let (sequence, _) = &mut self.sequences[share.index];
             sequence.cached += share.rows;
-            if !share.samples {
-                continue;
-            }
+            let Some(row) = share.output else { continue };
             let sampled = match sequence.sampler.choose(&self.reduced[row]) {
                 Some(sampled) => sampled,
                 None => {
@@ -356,7 +369,6 @@ impl Engine {
                     sequence.sample(logits)?
                 }
             };
-            row += 1;
             sequence.tokens.push(sampled.token);
             let finish = if sequence.end_ids.contains(&sampled.token) {
                 Some(FinishReason::Stop)
@@ -386,13 +398,12 @@ impl Engine {
         let context = self.session.limits().context;
         let goes_on = |share: &Share| {
             let (sequence, _) = &self.sequences[share.index];
-            share.samples
+            share.output.is_some()
                 && sequence.goes_on(context)
                 && self.rope_set(sequence.tokens.len() + 1) == sequence.rope_set
         };
-        // A sequence that waits or ends would make the run be in vain, and with many one often does.
-        let few = schedule.len() == self.sequences.len() && schedule.len() <= ahead::MOST_SEQUENCES;
-        if !few || !schedule.iter().all(goes_on) {
+        // One that waits would have to wait for another step.
+        if schedule.len() < self.sequences.len() || !schedule.iter().all(goes_on) {
             return Ok(false);
         }
         for share in schedule {
@@ -421,8 +432,8 @@ impl Engine {
 pub(crate) struct Share {
     pub index: usize,
     pub rows: usize,
-    /// Whether its last row's logits are sampled.
-    pub samples: bool,
+    /// The number of its last row among the run's rows of logits, if it is sampled.
+    pub output: Option<usize>,
 }
 
 /// The batch of a schedule.
@@ -439,7 +450,7 @@ fn batch_parts<'a>(sequences: &'a [(Sequence, BlockTable)], schedule: &[Share]) 
             block_table: table.pages(),
             rope_set: sequence.rope_set,
         });
-        if share.samples {
+        if share.output.is_some() {
             parts.outputs.push((start + share.rows - 1) as u32);
         }
     }
