@@ -19,8 +19,10 @@ __device__ __forceinline__ u32 join_neighbours(float x) {
 struct DoubleEnding {
     // The exchange's word that this thread stores.
     u64* to;
-    // QKV: where the same goes in the cache, or null.
-    A* cache;
+    // QKV: where the same goes in the cache, or null. Where the cache has scales, attention writes it: it takes keys and
+    // values as they are before they are rounded.
+    C* cache;
+    bool unrounded;
     float bias[2];
     float cos;
     float sin;
@@ -44,11 +46,16 @@ struct DoubleEnding {
         if (head < args.query_heads) return;
         const u32 cached = head - args.query_heads;
         const bool is_key = cached < args.key_heads;
+        // Values are not turned.
+        if (!is_key) cos = infinity();
+        if (SCALED) {
+            unrounded = true;
+            to = args.projected + projected_newest(args, cached) + pair;
+            return;
+        }
         const CacheLayer layer{phase.cache, phase.scales, args.key_heads, args.page_shift, args.cache_stride, 0};
         const u32 key = vector_in_page(layer, place.page, is_key ? cached : cached - args.key_heads, place.position);
         cache = phase.cache + u64(is_key ? key : key + value_offset(layer)) * args.cache_stride + dim;
-        // Values are not turned.
-        if (!is_key) cos = infinity();
     }
 
     // Bias, RoPE, the exchange, and the cache, each number as product_small_qkv.cuh computes it.
@@ -65,6 +72,11 @@ struct DoubleEnding {
         const u32 low = join_neighbours(x), high = join_neighbours(y);
         const u32 data = threadIdx.x % 2 == 0 ? low : high;
         if (!valid) return;
+        if (SCALED && unrounded) {
+            post(to, bits_of(x), epoch);
+            post(to + DIM / 2, bits_of(y), epoch);
+            return;
+        }
         post(to, data, epoch);
         if (cache != nullptr) *reinterpret_cast<u32*>(cache) = data;
     }

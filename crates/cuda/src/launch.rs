@@ -57,7 +57,7 @@ impl CudaSession {
         let args = token.args(self.batch.view(), shape.spans());
         // SAFETY: the arguments mirror the kernel's; their addresses are those of the session's buffers, laid out for its
         // limits, which the batch was checked against, and for a grid of one block a multiprocessor.
-        let launched = unsafe { self.stream.launch(kernel, token.launch, &args) };
+        let launched = unsafe { self.stream.launch_together(kernel, token.launch, &args) };
         launched.map_err(|error| failed(error.into()))
     }
 

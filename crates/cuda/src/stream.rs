@@ -40,6 +40,14 @@ impl Starts {
     }
 }
 
+/// Whether blocks of a launch wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blocks {
+    Independent,
+    /// The driver sees to it that all of them run at the same time.
+    Together,
+}
+
 // SAFETY: a stream's handle may be used from any thread in whose context it lives.
 unsafe impl Send for Stream {}
 // SAFETY: as above.
@@ -113,15 +121,56 @@ impl Stream {
     /// # Errors
     /// Where the driver refuses the launch. What goes wrong inside a kernel shows at [`Stream::synchronize`].
     pub unsafe fn launch<P: Copy>(&self, kernel: &Kernel, launch: Launch, args: &P) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.launch_as(kernel, launch, args, Blocks::Independent) }
+    }
+
+    /// Launches a kernel whose blocks wait for each other: all of them run at the same time.
+    ///
+    /// # Safety
+    /// As [`Stream::launch`].
+    ///
+    /// # Errors
+    /// As [`Stream::launch`], and where the device has no room for all blocks.
+    pub(crate) unsafe fn launch_together<P: Copy>(
+        &self,
+        kernel: &Kernel,
+        launch: Launch,
+        args: &P,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.launch_as(kernel, launch, args, Blocks::Together) }
+    }
+
+    /// # Safety
+    /// As [`Stream::launch`].
+    unsafe fn launch_as<P: Copy>(
+        &self,
+        kernel: &Kernel,
+        launch: Launch,
+        args: &P,
+        blocks: Blocks,
+    ) -> Result<(), CudaError> {
         if launch.is_empty() {
             return Ok(());
         }
         let Launch { grid, block, shared } = launch;
         let mut parameters = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
-        let mut early = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: Default::default(),
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: Default::default(), value };
+        let together = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            sys::CUlaunchAttributeValue { cooperative: 1 },
+        );
+        let early = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        );
+        let mut attributes = [together, early];
+        let attributes = match (blocks, self.starts) {
+            (Blocks::Together, Starts::Early) => &mut attributes[..],
+            (Blocks::Together, Starts::InTurn) => &mut attributes[..1],
+            (Blocks::Independent, Starts::Early) => &mut attributes[1..],
+            (Blocks::Independent, Starts::InTurn) => &mut [],
         };
         let config = sys::CUlaunchConfig {
             gridDimX: grid[0],
@@ -132,11 +181,11 @@ impl Stream {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: self.stream,
-            attrs: &raw mut early,
-            numAttrs: u32::from(self.starts == Starts::Early),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the kernel is loaded; it takes one parameter by value, of the size and layout of `P`, which the
-        // driver copies before this returns, as it does the attribute. Every kernel waits itself for the kernels before
+        // driver copies before this returns, as it does the attributes. Every kernel waits itself for the kernels before
         // it (`wait_for_inputs` of the prelude). The caller answers for what its pointers point to.
         let launched = unsafe {
             sys::cuLaunchKernelEx(

@@ -122,10 +122,10 @@ fn attention_kernels(activations: Format, cache: CacheFormat, heads: &[Heads]) -
     all
 }
 
-/// The kernels for a token of Qwen2.5-0.5B and Llama-3.2-1B.
+/// The kernels for a token of Qwen2.5-0.5B, Llama-3.2-1B and a small model.
 fn token_kernels(activations: Format, cache: CacheFormat) -> Vec<KernelSpec> {
     let [_, hopper, _] = DEVICES;
-    let models = [(HEADS[0], 24, 896, 4_864), (HEADS[1], 16, 2_048, 8_192)];
+    let models = [(HEADS[0], 24, 896, 4_864), (HEADS[1], 16, 2_048, 8_192), (HEADS[0], 2, 896, 1_216)];
     let spec = |(heads, layers, width, inner)| {
         let shared =
             token::Shared::divide(inner, 5 * layers + 1, heads, cache, hopper).expect("there is room");

@@ -40,7 +40,7 @@ const DECODERS: [Decoder; 2] = [
     },
 ];
 
-const POLICIES: [&str; 2] = ["bf16", "f16"];
+const POLICIES: [&str; 4] = ["bf16", "f16", "bf16,kv_cache=f8e4m3", "f16,kv_cache=f8e4m3"];
 
 /// The GPU with either variant, or why there is no kernel for a token.
 fn backends() -> Result<[CudaBackend; 2], String> {

@@ -142,7 +142,8 @@ preference! {
 /// Whether the kernel multiplies weights, activations and a cache of these formats.
 pub fn serves_formats(weights: Format, activations: Format, cache: CacheFormat) -> bool {
     let multiplied = matches!(activations, Format::F16 | Format::Bf16) && weights == activations;
-    multiplied && cache == CacheFormat::plain(activations)
+    let scaled = cache.format == Format::F8E4M3 && cache.scales.is_some();
+    multiplied && (scaled || cache == CacheFormat::plain(activations))
 }
 
 /// Whether the kernel runs on a device.
