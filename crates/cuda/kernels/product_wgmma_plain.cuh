@@ -113,31 +113,37 @@ private:
     __device__ __forceinline__ void finish_units(const Sums& totals) const {
         constexpr int FIRST = STAGE % STAGES_OF_ROUND * UNITS;
         const u32 to = first_place();
-        u32 residuals[UNITS][2] = {};
-        if (adds_residual()) {
 #pragma unroll
-            for (int i = 0; i < UNITS * 2; ++i) residuals[i / 2][i % 2] = load_word(place(to, FIRST + i / 2, i % 2));
-        }
+        for (int half = 0; half < 2; ++half) {
+            u32 residuals[UNITS] = {};
+            if (adds_residual()) {
 #pragma unroll
-        for (int i = 0; i < UNITS * 2; ++i) {
-            const int unit = STAGE * UNITS + i / 2, at = unit * 4 + i % 2 * 2;
-            const u32 address = place(to, FIRST + i / 2, i % 2);
-            if constexpr (EPILOGUE == PLAIN) {
-                asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(totals[at]), "f"(totals[at + 1])
-                             : "memory");
-            } else {
-                float values[2];
-                if constexpr (EPILOGUE == SWIGLU) {
-                    values[0] = silu(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
-                    values[1] = silu(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
-                } else {
-                    const u32 feature = tile.feature + unit * 8 + threadIdx.x % 4 * 2;
-                    values[0] = scaled(feature, totals[at]);
-                    values[1] = scaled(feature + 1, totals[at + 1]);
-                    if (adds_residual()) add_residual(residuals[i / 2][i % 2], values);
-                }
-                asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(encode_word(values, A{})) : "memory");
+                for (int i = 0; i < UNITS; ++i) residuals[i] = load_word(place(to, FIRST + i, half));
             }
+#pragma unroll
+            for (int i = 0; i < UNITS; ++i) {
+                finish_eight(totals, STAGE * UNITS + i, half, residuals[i], place(to, FIRST + i, half));
+            }
+        }
+    }
+
+    // This thread's two of eight outputs of a row.
+    __device__ __forceinline__ void finish_eight(const Sums& totals, int unit, int half, u32 residual, u32 to) const {
+        const int at = unit * 4 + half * 2;
+        if constexpr (EPILOGUE == PLAIN) {
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(totals[at]), "f"(totals[at + 1]) : "memory");
+        } else {
+            float values[2];
+            if constexpr (EPILOGUE == SWIGLU) {
+                values[0] = silu(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
+                values[1] = silu(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
+            } else {
+                const u32 feature = tile.feature + unit * 8 + threadIdx.x % 4 * 2;
+                values[0] = scaled(feature, totals[at]);
+                values[1] = scaled(feature + 1, totals[at + 1]);
+                if (adds_residual()) add_residual(residual, values);
+            }
+            asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(encode_word(values, A{})) : "memory");
         }
     }
 
