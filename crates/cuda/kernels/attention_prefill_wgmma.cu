@@ -193,9 +193,10 @@ __device__ __forceinline__ float start_span(
 #pragma unroll
     for (u32 i = 0; i < ROUNDS; ++i) {
         constexpr u32 FURTHER = AT_ONCE * (CONVERTED ? PACKS : PANEL_CHUNKS);
-        const char* from = reinterpret_cast<const char*>(__shfl_sync(FULL_WARP, address, first + i * WARP_AT_ONCE));
-        from += my_pack() * 16;
-        bool copied = all_seen >> i * WARP_AT_ONCE & 1;
+        u64 vectors = __shfl_sync(FULL_WARP, address, first + i * WARP_AT_ONCE);
+        // Vectors are aligned to their size.
+        const char* from = reinterpret_cast<const char*>(vectors | my_pack() * 16);
+        bool copied = (all_seen & 1u << i * WARP_AT_ONCE) != 0;
         copy_async_or_zero(keys + i * FURTHER, from, copied);
         copy_async_or_zero(values + i * FURTHER, from + value_offset(cache) * u32(DIM * sizeof(C)), copied);
     }
@@ -333,7 +334,7 @@ __device__ __forceinline__ void consume(
     constexpr u32 STAGE = sizeof(Stage) / sizeof(uint4), VALUES = STAGE_CHUNKS;
     Spans spans = spans_of(args, work);
     // So that they are not computed again for every span.
-    asm volatile("" : "+r"(spans.end), "+r"(spans.first_whole), "+r"(spans.whole));
+    asm volatile("" : "+r"(spans.first), "+r"(spans.end), "+r"(spans.first_whole), "+r"(spans.whole));
     u32 query = me.query + number % 2 * ROWS * PANEL_CHUNKS;
     Rows rows;
     start_rows(args, work, shared.before, rows);

@@ -336,6 +336,26 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_decides_the_size_of_its_tiles() {
+        let route = route(Format::Bf16, BF16, QWEN, device(232_448)).expect("heads of a model");
+        let tokens = |rows: usize| {
+            let positions: Vec<u32> = (0..rows as u32).collect();
+            let sequences = [SequenceRows { rows: 0..rows, block_table: &[], rope_set: 0 }];
+            let work = Work::divide(&batch_of(&sequences, &positions), 0, QWEN, route);
+            assert!(work.tiles.is_sorted_by(|one, other| one.first_row > other.first_row));
+            assert_eq!(work.tiles.iter().map(|tile| tile.tokens as usize).sum::<usize>(), rows);
+            let most = work.tiles.iter().map(|tile| tile.tokens as usize).max();
+            assert_eq!(most, work.tiling.map(|tiling| tiling.tokens(QWEN)));
+            most
+        };
+        assert_eq!(tokens(500), Some(9));
+        assert_eq!(tokens(2_048), Some(18));
+        assert_eq!(tokens(8_192), Some(27));
+        let single = SequenceRows { rows: 0..1, block_table: &[], rope_set: 0 };
+        assert_eq!(Work::divide(&batch_of(&[single], &[7]), 0, QWEN, route).tiling, None);
+    }
+
+    #[test]
     fn records_fit_their_scratch() {
         let matrix = Single::Matrix { warps: 8, blocks: 132 };
         for (context, sequences) in [(64, 1), (4096, 8), (131_072, 64)] {
