@@ -9,6 +9,8 @@ mod gpu;
 use decoder::Decoder;
 use mantissa_cuda::families::token::DecodeVariant;
 use mantissa_cuda::{CudaBackend, CudaOptions};
+use mantissa_engine::sampling::SamplingParams;
+use mantissa_engine::{EndOfText, Engine, EngineOptions, Request};
 use mantissa_numerics::policy::PrecisionPolicy;
 use mantissa_ops::backend::{Backend, LoadOptions, NoProgress, OverflowRule, Session};
 use mantissa_ops::conformance::or_skip;
@@ -121,16 +123,66 @@ fn logits_have_the_bits_of_the_graph_s() {
 }
 
 #[test]
-fn twenty_runs_have_the_same_bits() {
+fn every_run_has_the_same_bits() {
     let Some([_, kernel]) = or_skip(backends()) else { return };
-    let run = || {
-        let mut kernel = Sequence::new(&kernel, &DECODERS[0], "bf16");
-        let mut all = Vec::new();
-        (0..24).for_each(|position| all = kernel.run(&[token(position)], position));
-        (0..500).for_each(|_| assert_eq!(kernel.run(&[token(23)], 23), all));
-        all
+    for decoder in &DECODERS {
+        let mut before: Vec<Vec<u32>> = Vec::new();
+        for session in 0..3 {
+            let mut kernel = Sequence::new(&kernel, decoder, "bf16");
+            let mut position = 0;
+            // Blocks without attention, with some, and with parts of several sections.
+            for (index, until) in [24, 300, 520, 2000].into_iter().enumerate() {
+                let tokens: Vec<u32> = (position..until).map(token).collect();
+                for tokens in tokens.chunks(512) {
+                    kernel.run(tokens, position);
+                    position += tokens.len();
+                }
+                let first = kernel.run(&[token(position)], position);
+                check_all_finite(&first, "a first run");
+                for run in 0..300 {
+                    assert!(kernel.run(&[token(position)], position) == first, "run {run} at {position}");
+                }
+                if session == 0 {
+                    before.push(first);
+                } else {
+                    assert!(before[index] == first, "session {session} at {position}");
+                }
+            }
+        }
+    }
+}
+
+/// Tokens and log-probabilities of a sequence, each run of which starts before the host has seen the token before.
+fn generate(backend: &CudaBackend, policy: &str) -> Vec<(u32, u32)> {
+    let (program, source) = DECODERS[0].model();
+    let policy: PrecisionPolicy = policy.parse().expect("a policy");
+    let plan = Plan::resolve(program, policy, backend).expect("supported");
+    let options =
+        EngineOptions { context: Some(1024), sequences: 1, page_size: PAGE, ..EngineOptions::default() };
+    let mut engine = Engine::prepare(plan, &source, backend, &options, &NoProgress).expect("ready");
+    let request = Request {
+        prompt: (0..10).map(token).collect(),
+        max_tokens: 600,
+        sampling: SamplingParams { temperature: 0.8, ..SamplingParams::default() },
+        fallback_seed: 3,
+        end_of_text_ids: Vec::new(),
+        end_of_text: EndOfText::Ignore,
     };
-    let first = run();
-    check_all_finite(&first, "the first run");
-    assert!((1..20).all(|_| run() == first));
+    engine.add(request).expect("room");
+    let mut all = Vec::new();
+    while !engine.is_idle() {
+        let events = engine.step().expect("a step");
+        all.extend(events.into_iter().map(|event| (event.token, event.logprob.to_bits())));
+    }
+    all
+}
+
+#[test]
+fn tokens_that_follow_each_other_are_those_of_the_graph() {
+    let Some([graph, kernel]) = or_skip(backends()) else { return };
+    for policy in POLICIES {
+        let expected = generate(&graph, policy);
+        assert_eq!(expected.len(), 600);
+        assert!(generate(&kernel, policy) == expected, "{policy}");
+    }
 }
