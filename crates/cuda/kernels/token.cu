@@ -60,7 +60,7 @@ __device__ __forceinline__ void post_embedding(const TokenArgs& args, u32 epoch)
     const A* row = args.embedding + u64(args.batch.tokens[0]) * args.embedding_stride;
     for (u32 i = threadIdx.x; i < args.width / 4; i += CONSUMERS) {
         const uint2 four = load_few<A, 4>(row + i * 4).raw.bits;
-        post_two(args.hidden + i * 2, four.x, four.y, epoch);
+        post_two(args.hidden + spread(i * 2), four.x, four.y, epoch);
     }
 }
 

@@ -118,9 +118,10 @@ struct Fills {
     }
     __device__ __forceinline__ bool has(const Chain& chain) const { return chain.fill < first + count; }
 
-    // Frees the slot. A warp without a fill loads what is not used: branches around it would keep other values in registers.
-    __device__ __forceinline__ void hold(const Chain& chain, const Ring& ring, Held& held) const {
-        if (has(chain)) ring.wait(chain.fill);
+    // Holds the weights of a chain, and frees its slot. A warp without a chain loads what is not used: a branch around it
+    // would keep other values in registers.
+    __device__ __forceinline__ void hold(const Chain& chain, bool is_there, const Ring& ring, Held& held) const {
+        if (has(chain) && !is_there) ring.wait(chain.fill);
         chain.weights.load(0, held);
         if (has(chain)) ring.release(chain.fill);
     }
@@ -169,8 +170,9 @@ struct Product {
         : fills(share, strips, first), pair(Fills::remainder(share, threadIdx.x / 32)),
           one(first + threadIdx.x / 32, pair, ring, work),
           two(one.fill + CONSUMER_WARPS, fills.next_pair(pair), ring, work) {
-        two_is_there = fills.has(two) && ring.has(two.fill);
-        fills.hold(one, ring, held);
+        bool one_is_there;
+        ring.look_at(one.fill, two.fill, one_is_there, two_is_there);
+        fills.hold(one, one_is_there, ring, held);
     }
 
     // When the activations are there.
@@ -179,7 +181,7 @@ struct Product {
         u32 fill = two.fill + CONSUMER_WARPS, at = fills.next_pair(fills.next_pair(pair));
         while (fill < fills.first + fills.count) {
             const Chain third(fill, at, ring, work), fourth(fill + CONSUMER_WARPS, fills.next_pair(at), ring, work);
-            fills.hold(third, ring, held);
+            fills.hold(third, false, ring, held);
             fills.multiply(third, fourth, false, held, ring, work);
             fill += 2 * CONSUMER_WARPS;
             at = fills.next_pair(fills.next_pair(at));

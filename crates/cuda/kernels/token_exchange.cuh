@@ -89,6 +89,10 @@ struct Asked {
     __device__ __forceinline__ uint2 data(int i) const { return make_uint2(seen[i].x, seen[i].z); }
 };
 
+// Where a word of `hidden` and `middle` lies: 32 bytes of each 128. All blocks wait for these few words at the same time, and
+// more lines are in more parts of the second-level cache.
+__device__ __forceinline__ u32 spread(u32 word) { return word / 4 * 16 + word % 4; }
+
 __device__ __forceinline__ uint2 take_two(const u64* words, u32 epoch) {
     Asked<1> asked(words, 0, 1);
     asked.settle(epoch);

@@ -93,8 +93,8 @@ struct SingleEnding {
     u64 residual;
 
     __device__ __forceinline__ void find(const TokenArgs& args, const Phase& phase, u32 output) {
-        to = (phase.kind == OUT ? args.middle : args.hidden) + output / 2;
-        residual_at = (phase.kind == OUT ? args.hidden : args.middle) + output / 2;
+        to = (phase.kind == OUT ? args.middle : args.hidden) + spread(output / 2);
+        residual_at = (phase.kind == OUT ? args.hidden : args.middle) + spread(output / 2);
         residual = look(residual_at);
     }
     __device__ __forceinline__ void finish(float sum, f32 alpha, u32 epoch, u32 to_epoch, bool valid) const {

@@ -72,7 +72,7 @@ __device__ __forceinline__ void load_norm(const Phase& phase, NormWeights& weigh
 
 // What this thread takes of activations that a norm follows.
 __device__ __forceinline__ Asked<NORM_SWEEPS> ask_normed(const u64* words, u32 columns) {
-    return Asked<NORM_SWEEPS>(words + threadIdx.x * NORM_EACH / 2, NORM_SWEEP / 2, norm_sweeps(columns));
+    return Asked<NORM_SWEEPS>(words + spread(threadIdx.x * NORM_EACH / 2), spread(NORM_SWEEP / 2), norm_sweeps(columns));
 }
 
 // Activations through RMSNorm, each number as norm.cu computes it.

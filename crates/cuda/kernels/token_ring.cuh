@@ -18,23 +18,24 @@ __device__ __forceinline__ bool barrier_is_done(u32 barrier, u32 parity) {
     return done != 0;
 }
 
-// Starts copying a box, whose bytes `barrier` counts.
+// Starts copying a box, whose bytes `barrier` counts. It is read once, and may leave the second-level cache first.
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u32 x, u32 y, u32 z, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
-                     "r"(to), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+    const u64 evict_first = 0x12f0000000000000;
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "l"(evict_first)
+        : "memory");
 }
 
 __device__ __forceinline__ void store_shared(u32 address, u32 x) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
-// Fills are numbered from zero over the whole token; each is consumed by one warp. A warp that waits for a fill knows that the
-// one before it in the same slot has landed: the last fill that it has consumed is at most CONSUMER_WARPS before, and the producer has
-// seen those land that were FLIGHT before that.
-static_assert(FLIGHT + CONSUMER_WARPS <= SLOTS, "else the parity of a barrier says nothing");
+// Fills are numbered from zero over the whole token; each is consumed by one warp. A warp that looks for a fill knows that
+// the one before it in the same slot has landed: what earlier phases had was consumed before their last barrier, and of its
+// own phase either the fill is among the first 2 CONSUMER_WARPS, or the last one that it has consumed is at most
+// CONSUMER_WARPS before, and the producer has seen those land that were FLIGHT before that.
+static_assert(FLIGHT + CONSUMER_WARPS <= SLOTS && 2 * CONSUMER_WARPS <= SLOTS, "else a barrier's parity says nothing");
 
 struct Ring {
     u32 slots;
@@ -95,6 +96,18 @@ struct Ring {
     // A consuming warp: whether the fill is there.
     __device__ __forceinline__ bool has(u32 fill) const {
         return barrier_is_done(barriers + fill % SLOTS * 8, fill / SLOTS & 1);
+    }
+    // A consuming warp: which of two fills are there, at the price of one look.
+    __device__ __forceinline__ void look_at(u32 fill, u32 other, bool& has_fill, bool& has_other) const {
+        u32 first, second;
+        asm volatile("{\n.reg .pred p, q;\nmbarrier.test_wait.parity.shared.b64 p, [%2], %3;\n"
+                     "mbarrier.test_wait.parity.shared.b64 q, [%4], %5;\nselp.u32 %0, 1, 0, p;\nselp.u32 %1, 1, 0, q;\n}"
+                     : "=r"(first), "=r"(second)
+                     : "r"(barriers + fill % SLOTS * 8), "r"(fill / SLOTS & 1), "r"(barriers + other % SLOTS * 8),
+                       "r"(other / SLOTS & 1)
+                     : "memory");
+        has_fill = first != 0;
+        has_other = second != 0;
     }
     // A consuming warp: the fill, once it is there.
     __device__ __forceinline__ u32 wait(u32 fill) const {

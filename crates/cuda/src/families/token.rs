@@ -189,7 +189,7 @@ impl Shared {
         let left = (device.shared_per_block as usize).checked_sub(rest)?;
         let slots = (left / (SLOT_BYTES + SLOT_BARRIERS)).min(MOST_SLOTS);
         let total = rest + slots * (SLOT_BYTES + SLOT_BARRIERS);
-        (slots >= WARPS + FLIGHT).then_some(Shared { slots, work, total })
+        (slots >= 2 * WARPS).then_some(Shared { slots, work, total })
     }
 }
 
