@@ -71,7 +71,7 @@ struct TokenArgs {
     u64* attended;
     // From GATE_UP to DOWN.
     u64* gated;
-    // Within ATTENTION: [query head][max_sections][DIM + 2].
+    // Within ATTENTION: [query head][max_sections * (DIM + 2)], in the order of token_attention.cuh.
     u64* records;
     u32 phase_count;
     u32 layers;

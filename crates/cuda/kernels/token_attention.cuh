@@ -6,8 +6,14 @@
 //
 // Aliases: those of token_span.cuh.
 
-// Words of a record: outputs, largest exponent, sum.
-constexpr u32 RECORD = DIM + 2;
+// Pairs of dimensions of a part of a head, which a warp merges.
+constexpr u32 PART_PAIRS = 4, PARTS = PAIRS / PART_PAIRS;
+
+// Where the records of a head's sections are: of each part the outputs, section after section, then (`part` PARTS) largest
+// exponents and sums.
+__device__ __forceinline__ u64* records_of(const TokenArgs& args, u32 head, u32 part) {
+    return args.records + u64(args.max_sections) * (head * (DIM + 2) + part * (2 * PART_PAIRS));
+}
 
 __device__ __forceinline__ u32 encode_pair(const Merged& all) {
     const float two[2] = {divide(all.out.x, all.softmax.sum), divide(all.out.y, all.softmax.sum)};
@@ -28,15 +34,16 @@ __device__ __forceinline__ void merge_unit(
             part.out = float2{part.out.x + 0.0f, part.out.y + 0.0f};
             post(args.attended + head * PAIRS + pair, encode_pair(part), epoch);
         } else {
-            u64* record = args.records + (u64(head) * args.max_sections + unit.number) * RECORD;
-            post_two(record + 2 * pair, bits_of(part.out.x), bits_of(part.out.y), epoch);
-            if (pair == 0) post_two(record + DIM, bits_of(part.softmax.largest), bits_of(part.softmax.sum), epoch);
+            u64* outputs = records_of(args, head, pair / PART_PAIRS) + unit.number * (2 * PART_PAIRS);
+            post_two(outputs + pair % PART_PAIRS * 2, bits_of(part.out.x), bits_of(part.out.y), epoch);
+            u64* softmax = records_of(args, head, PARTS) + 2 * unit.number;
+            if (pair == 0) post_two(softmax, bits_of(part.softmax.largest), bits_of(part.softmax.sum), epoch);
         }
     }
 }
 
-// Pairs of dimensions of a part, which a warp merges; records that it does at a time; warps of a block that do.
-constexpr u32 PART_PAIRS = 4, CHUNK = 64, MERGE_WARPS = 4;
+// Records that a warp merges at a time, and warps of a block that do.
+constexpr u32 CHUNK = 64, MERGE_WARPS = 4;
 constexpr u32 PER_LOOK = 32 / PART_PAIRS, LOOKS = CHUNK / PER_LOOK;
 
 // How a record is joined to those before it: that and the records' outputs, of a warp.
@@ -52,9 +59,15 @@ struct Records {
     Softmax part[2];
     float2 outputs[LOOKS];
 
-    // All words are asked for together.
-    __device__ __forceinline__ void take(const u64* records, u32 first_pair, u32 count, u32 epoch) {
-        uint4 softmax[2] = {}, words[LOOKS] = {};
+    // All words are asked for together, and then those that are missing.
+    __device__ __forceinline__ void take(const u64* from, const u64* softmax_from, u32 count, u32 epoch) {
+        uint4 softmax[2], words[LOOKS];
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) softmax[k] = uint4{0, 2 * lane() + k < count ? ~epoch : epoch, 0, epoch};
+#pragma unroll
+        for (u32 k = 0; k < LOOKS; ++k) {
+            words[k] = uint4{0, lane() / PART_PAIRS + k * PER_LOOK < count ? ~epoch : epoch, 0, epoch};
+        }
         Patience patience;
         bool missing;
         do {
@@ -62,20 +75,16 @@ struct Records {
             missing = false;
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
-                const u32 record = 2 * lane() + k;
-                if (record < count) softmax[k] = peek_two(records + record * RECORD + DIM);
+                if (!are_of(softmax[k], epoch)) softmax[k] = peek_two(softmax_from + 2 * (2 * lane() + k));
             }
 #pragma unroll
             for (u32 k = 0; k < LOOKS; ++k) {
-                const u32 record = lane() / PART_PAIRS + k * PER_LOOK, pair = first_pair + lane() % PART_PAIRS;
-                if (record < count) words[k] = peek_two(records + record * RECORD + 2 * pair);
+                if (!are_of(words[k], epoch)) words[k] = peek_two(from + 2 * (lane() + 32 * k));
             }
 #pragma unroll
-            for (u32 k = 0; k < 2; ++k) missing |= 2 * lane() + k < count && !are_of(softmax[k], epoch);
+            for (u32 k = 0; k < 2; ++k) missing |= !are_of(softmax[k], epoch);
 #pragma unroll
-            for (u32 k = 0; k < LOOKS; ++k) {
-                missing |= lane() / PART_PAIRS + k * PER_LOOK < count && !are_of(words[k], epoch);
-            }
+            for (u32 k = 0; k < LOOKS; ++k) missing |= !are_of(words[k], epoch);
         } while (__any_sync(FULL_WARP, missing));
 #pragma unroll
         for (u32 k = 0; k < 2; ++k) {
@@ -88,7 +97,7 @@ struct Records {
 
     // Leaves outputs and factors for the warp; `largest` is the largest exponent before them, then with them.
     __device__ __forceinline__ void store(MergeArea& area, float& largest) const {
-        float both = larger(part[0].largest, part[1].largest), joined = both;
+        float joined = larger(part[0].largest, part[1].largest);
 #pragma unroll
         for (u32 distance = 1; distance < 32; distance *= 2) {
             const float lower = __shfl_up_sync(FULL_WARP, joined, distance);
@@ -112,18 +121,18 @@ struct Records {
     }
 };
 
-// Merges a part of a head, the pairs of dimensions from `first_pair` on, by a warp.
+// Merges a part of a head by a warp.
 __device__ __forceinline__ void merge_records(
-    const TokenArgs& args, const TokenRow& row, MergeArea& area, u32 head, u32 first_pair, u32 epoch
+    const TokenArgs& args, const TokenRow& row, MergeArea& area, u32 head, u32 part, u32 epoch
 ) {
-    const u64* records = args.records + u64(head) * args.max_sections * RECORD;
+    const u64 *records = records_of(args, head, part), *softmax = records_of(args, head, PARTS);
     Merged all{nothing_seen(), float2{0.0f, 0.0f}};
     float largest = -infinity();
 #pragma unroll 1
     for (u32 start = 0; start < row.sections; start += CHUNK) {
         const u32 count = minimum(row.sections - start, CHUNK);
         Records some;
-        some.take(records + u64(start) * RECORD, first_pair, count, epoch);
+        some.take(records + start * (2 * PART_PAIRS), softmax + 2 * start, count, epoch);
         some.store(area, largest);
 #pragma unroll 8
         for (u32 i = 0; i < count; ++i) {
@@ -135,7 +144,7 @@ __device__ __forceinline__ void merge_records(
         }
         __syncwarp();
     }
-    const u32 pair = first_pair + lane();
+    const u32 pair = part * PART_PAIRS + lane();
     if (lane() < PART_PAIRS) post(args.attended + head * PAIRS + pair, encode_pair(all), epoch);
 }
 
@@ -157,9 +166,22 @@ __device__ __forceinline__ void attention_phase(
         // The warp's span: the block's spans fall to warps in turns, so that all have work in long contexts.
         const u32 i = warp() >= turn ? warp() - turn : warp() + CONSUMER_WARPS - turn;
         const bool has_span = i >= unit.first && i < unit.end;
-        const u32 first_fill = fill + (i - unit.first) * SPAN_FILLS;
+        WarpSpan span;
+        span.has_newest = false;
         if (has_span) {
-            attend_span(args, cache, row, unit, i, ring, first_fill, epoch, area);
+            span = prepare_span(cache, row, unit, i, ring, fill + (i - unit.first) * SPAN_FILLS, area.scales[i]);
+        }
+        Newest newest(args, unit.kv_head);
+        if (span.has_newest) newest.look();
+        poll_query(args, unit.kv_head, epoch, area);
+        consumers_sync();
+        // The other warps do not wait for it.
+        if (span.has_newest) {
+            newest.take(epoch);
+            add_newest(cache, row, unit.kv_head, newest, span, area.scales[i]);
+        }
+        if (has_span) {
+            attend_span(args, span, i, ring, area);
         } else if (i < SECTION) {
             softmax_arrive();
         } else {
@@ -169,18 +191,17 @@ __device__ __forceinline__ void attention_phase(
         }
         consumers_sync();
         merge_unit(args, row, unit, section, epoch);
-        if (has_span) release_span(ring, first_fill);
+        if (has_span && has_stored(span)) release_stored(ring, span);
         consumers_sync();
         fill += (unit.end - unit.first) * SPAN_FILLS;
         turn = (turn + SECTION) % CONSUMER_WARPS;
     }
     if (row.sections == 1) return;
     MergeArea& merging = reinterpret_cast<MergeArea*>(work)[warp()];
-    constexpr u32 PARTS = PAIRS / PART_PAIRS;
     const u32 first = warp() < MERGE_WARPS ? rank + gridDim.x * warp() : args.query_heads * PARTS;
 #pragma unroll 1
     for (u32 part = first; part < args.query_heads * PARTS; part += gridDim.x * MERGE_WARPS) {
-        merge_records(args, row, merging, part / PARTS, part % PARTS * PART_PAIRS, epoch);
+        merge_records(args, row, merging, part / PARTS, part % PARTS, epoch);
     }
     consumers_sync();
 }

@@ -1,7 +1,7 @@
 // A span in the token kernel: which ones a block has, how they come into its ring, and what a warp does with one.
 //
-// The copy engine brings what earlier tokens left, ahead of time; a warp polls its queries straight into registers, and with
-// them what this token adds to keys and values, which it puts into the copied span.
+// The copy engine brings what earlier tokens left, ahead of time. The block polls the queries of a key head once; the warp
+// that has the last span polls what this token adds to keys and values, and puts it into the copied span.
 //
 // Aliases: those of attention_span.cuh, with at most eight query heads of a key head.
 
@@ -133,45 +133,67 @@ __device__ __forceinline__ void store_shared_half(u32 address, u16 x) {
 // Stores to shared memory come before those of the copy engine that what follows allows.
 __device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// What a warp polls of the projections for a span.
-struct Polled {
-    Query query;
-    // Two neighbouring words of this token's key and value: in pairs, lanes 0 to 15 have the key's and the others the
-    // value's.
-    uint4 newest[SCALED ? 2 : 1];
+// What a block has in shared memory until a unit is merged.
+struct AttentionArea {
+    Section section;
+    SpanScales scales[SECTION];
+    // Pairs of words of the unit's queries; padded, so that heads are in different banks.
+    uint2 query[HEADS][PAIRS / 2 + 1];
 };
 
-// The words that a lane needs of a step are neighbours (projected_place()). All are asked for at once.
-__device__ __forceinline__ void poll_projected(
-    const TokenArgs& args, u32 kv_head, bool with_newest, u32 epoch, Polled& polled
-) {
-    const u32 head = lane() / 4;
-    const u64* from = args.projected + (kv_head * GROUP + minimum(head, u32(GROUP - 1))) * PAIRS + 2 * (lane() % 4);
-    const u32 newest_head = SCALED ? kv_head : kv_head + lane() / 16 * args.key_heads;
-    const u64* newest = args.projected + projected_newest(args, newest_head) + 2 * lane() % NEWEST_WORDS;
-    uint4 words[DIM_STEPS];
-    Patience patience;
-    bool missing;
-    do {
-        patience.spend();
-#pragma unroll
-        for (int step = 0; step < DIM_STEPS; ++step) words[step] = peek_two(from + 8 * step);
-        if (with_newest) {
-            polled.newest[0] = peek_two(newest);
-            if (SCALED) polled.newest[SCALED] = peek_two(newest + args.key_heads * NEWEST_WORDS);
+// Threads of a block that poll a pair of words of the queries each: few, because the queries of a long context are polled
+// by all blocks.
+constexpr u32 QUERY_POLLS = HEADS * PAIRS / 2;
+
+__device__ __forceinline__ void poll_query(const TokenArgs& args, u32 kv_head, u32 epoch, AttentionArea& area) {
+    if (threadIdx.x < QUERY_POLLS) {
+        const u64* from = args.projected + kv_head * GROUP * PAIRS + 2 * threadIdx.x;
+        area.query[threadIdx.x / (PAIRS / 2)][threadIdx.x % (PAIRS / 2)] = take_two(from, epoch);
+    }
+    __syncwarp();
+}
+
+// This token's key and value, by the warp that has its span. A lane has two neighbouring words: in pairs, lanes 0 to 15 have
+// the key's and the others the value's.
+struct Newest {
+    const u64* words;
+    u32 to_value;
+    uint4 seen[SCALED ? 2 : 1];
+
+    __device__ __forceinline__ Newest(const TokenArgs& args, u32 kv_head) {
+        const u32 head = SCALED ? kv_head : kv_head + lane() / 16 * args.key_heads;
+        words = args.projected + projected_newest(args, head) + 2 * lane() % NEWEST_WORDS;
+        to_value = args.key_heads * NEWEST_WORDS;
+    }
+    __device__ __forceinline__ void look() {
+        seen[0] = peek_two(words);
+        if (SCALED) seen[SCALED] = peek_two(words + to_value);
+    }
+    // Until both are there, which have been looked at before.
+    __device__ __forceinline__ void take(u32 epoch) {
+        Patience patience;
+        while (!are_of(seen[0], epoch) || !are_of(seen[SCALED], epoch)) {
+            patience.spend();
+            look();
         }
-        missing = with_newest && !(are_of(polled.newest[0], epoch) && are_of(polled.newest[SCALED], epoch));
-#pragma unroll
-        for (int step = 0; step < DIM_STEPS; ++step) missing |= !are_of(words[step], epoch);
-    } while (__any_sync(FULL_WARP, missing));
+        __syncwarp();
+    }
+};
+
+// The words that a lane needs of a step are neighbours (projected_place()).
+__device__ __forceinline__ void load_query(const AttentionArea& area, Query& query) {
+    const u32 head = lane() / 4;
 #pragma unroll
     for (int step = 0; step < DIM_STEPS; ++step) {
-        polled.query[step][0] = head < GROUP ? words[step].x : 0;
-        polled.query[step][1] = 0;
-        polled.query[step][2] = head < GROUP ? words[step].z : 0;
-        polled.query[step][3] = 0;
+        const uint2 words = head < GROUP ? area.query[head][4 * step + lane() % 4] : uint2{0, 0};
+        query[step][0] = words.x;
+        query[step][1] = 0;
+        query[step][2] = words.y;
+        query[step][3] = 0;
     }
 }
+
+__device__ __forceinline__ bool is_whole(Visible seen) { return seen.first == 0 && seen.end == SPAN; }
 
 // Zeros in place of the values that the row does not see, so that their weights, which are zero, make zeros of them.
 __device__ __forceinline__ void clear_unseen(Visible seen, u32 values) {
@@ -184,11 +206,10 @@ __device__ __forceinline__ void clear_unseen(Visible seen, u32 values) {
 }
 
 // Puts this token's key and value into the span.
-__device__ __forceinline__ void put_newest(const Polled& polled, u32 position, u32 keys, u32 values) {
+__device__ __forceinline__ void put_newest(uint4 words, u32 position, u32 keys, u32 values) {
     const u32 step = lane() % 16 / 4, base = (lane() < 16 ? keys : values) + lane() % 4 * 4;
-    store_shared(base + pack_offset(position, 2 * step), polled.newest[0].x);
-    store_shared(base + pack_offset(position, 2 * step + 1), polled.newest[0].z);
-    __syncwarp();
+    store_shared(base + pack_offset(position, 2 * step), words.x);
+    store_shared(base + pack_offset(position, 2 * step + 1), words.z);
 }
 
 // The same where they have yet to be scaled: as the cache has them, which gets them here. `vectors` and `vector` are the
@@ -205,52 +226,74 @@ __device__ __forceinline__ float put_scaled(const CacheLayer& cache, uint4 words
     return to_f32(scale);
 }
 
-// What a block has in shared memory until a unit is merged.
-struct AttentionArea {
-    Section section;
-    SpanScales scales[SECTION];
+// A warp's span of a unit.
+struct WarpSpan {
+    Visible seen;
+    // Of this token's position within the span, if it has that.
+    u32 newest;
+    bool has_newest;
+    u32 fill;
+    // Addresses in shared memory.
+    u32 keys;
+    u32 values;
 };
 
-__device__ __forceinline__ void attend_span(
-    const TokenArgs& args, const CacheLayer& cache, const TokenRow& row, const Unit& unit, u32 i, const Ring& ring, u32 fill,
-    u32 epoch, AttentionArea& area
+// What a warp does before the queries are there.
+__device__ __forceinline__ WarpSpan prepare_span(
+    const CacheLayer& cache, const TokenRow& row, const Unit& unit, u32 i, const Ring& ring, u32 fill, SpanScales& scales
 ) {
-    const u32 span = unit.start + i, position = row.position % SPAN;
-    const bool with_newest = row.position / SPAN == span;
-    SpanScales& scales = area.scales[i];
+    const u32 number = unit.start + i;
+    WarpSpan span;
+    span.seen = within_span(row.visible, number);
+    span.newest = row.position % SPAN;
+    span.has_newest = row.position / SPAN == number;
+    span.fill = fill;
     Scales loaded;
-    load_scales(cache, row.block_table, unit.kv_head, row.visible, span, loaded);
-    const u32 keys = ring.wait(fill), values = SPAN_FILLS == 2 ? ring.wait(fill + 1) : keys + SPAN_BYTES;
-    const Visible seen = within_span(row.visible, span);
-    const bool whole = seen.first == 0 && seen.end == SPAN;
-    if (!whole) clear_unseen(seen, values);
+    load_scales(cache, row.block_table, unit.kv_head, row.visible, number, loaded);
+    span.keys = ring.wait(fill);
+    span.values = SPAN_FILLS == 2 ? ring.wait(fill + 1) : span.keys + SPAN_BYTES;
+    if (!is_whole(span.seen)) clear_unseen(span.seen, span.values);
     store_scales(scales, loaded);
     __syncwarp();
-    Polled polled;
-    poll_projected(args, unit.kv_head, with_newest, epoch, polled);
-    if (with_newest) {
-        if constexpr (SCALED) {
-            const u32 vector = key_vector(cache, row.block_table, unit.kv_head, row.position);
-            const float key_scale = put_scaled(cache, polled.newest[0], position, keys, vector);
-            const float value_scale = put_scaled(cache, polled.newest[1], position, values, vector + value_offset(cache));
-            scales.key[position] = key_scale;
-            scales.value[position] = value_scale;
-            __syncwarp();
-        } else {
-            put_newest(polled, position, keys, values);
-        }
-    }
-    Scores scores;
-    compute_scores(keys, polled.query, scores);
-    Weights weights;
-    compute_weights(scales, seen, args.scale, scores, area.section.softmax[i], weights);
-    softmax_arrive();
-    compute_outputs(values, weights, area.section.outputs[i]);
+    return span;
 }
 
-// The warp has done with the fills of a span, into which it may have stored.
-__device__ __forceinline__ void release_span(const Ring& ring, u32 fill) {
+// Puts this token's key and value into its span, and into the cache where nobody else does.
+__device__ __forceinline__ void add_newest(
+    const CacheLayer& cache, const TokenRow& row, u32 kv_head, const Newest& newest, const WarpSpan& span, SpanScales& scales
+) {
+    if constexpr (SCALED) {
+        const u32 key = key_vector(cache, row.block_table, kv_head, row.position), value = key + value_offset(cache);
+        scales.key[span.newest] = put_scaled(cache, newest.seen[0], span.newest, span.keys, key);
+        scales.value[span.newest] = put_scaled(cache, newest.seen[SCALED], span.newest, span.values, value);
+    } else {
+        put_newest(newest.seen[0], span.newest, span.keys, span.values);
+    }
+    __syncwarp();
+}
+
+// Whether the warp has stored into the fills of a span.
+__device__ __forceinline__ bool has_stored(const WarpSpan& span) { return span.has_newest || !is_whole(span.seen); }
+
+__device__ __forceinline__ void attend_span(
+    const TokenArgs& args, const WarpSpan& span, u32 i, const Ring& ring, AttentionArea& area
+) {
+    Query query;
+    load_query(area, query);
+    Scores scores;
+    compute_scores(span.keys, query, scores);
+    if (SPAN_FILLS == 2 && !has_stored(span)) ring.release(span.fill);
+    Weights weights;
+    compute_weights(area.scales[i], span.seen, args.scale, scores, area.section.softmax[i], weights);
+    softmax_arrive();
+    compute_outputs(span.values, weights, area.section.outputs[i]);
+    if (!has_stored(span)) ring.release(span.fill + SPAN_FILLS - 1);
+}
+
+// The same for fills into which the warp has stored, which is to be before what the copy engine stores next. That takes
+// time: after the unit's merge.
+__device__ __forceinline__ void release_stored(const Ring& ring, const WarpSpan& span) {
     fence_copies();
 #pragma unroll
-    for (u32 i = 0; i < SPAN_FILLS; ++i) ring.release(fill + i);
+    for (u32 part = 0; part < SPAN_FILLS; ++part) ring.release(span.fill + part);
 }
