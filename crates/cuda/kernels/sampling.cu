@@ -3,8 +3,35 @@
 //
 // The order: largest; sums of the logits as they are; where there are penalties, these, and largest again; then what
 // is wished for: sums, rank, draw; then restore. A row that holds a NaN or an infinity shows by a best key of 0, which no
-// number has; what else is found of it means nothing. Results go to memory of the host, which is written only. Aliases of
-// sums: WISHED 1 for those of the request, else at temperature 1; of penalties: RESTORE 1 to take them back.
+// number has; what else is found of it means nothing. Results go to memory of the host, which is written only, and which the
+// host watches: each is one store of 4 or 8 bytes. Aliases of sums: WISHED 1 for those of the request, else at temperature 1;
+// of penalties: RESTORE 1 to take them back.
+
+// Brings the next batch to the device. The host's words are far away: several are on their way at a time, the first
+// together with their number.
+__device__ __forceinline__ void bring_next(const Args& args) {
+    using Words = Few<f32, EACH>;
+    constexpr u32 AHEAD = 4;
+    const f32* host = reinterpret_cast<const f32*>(args.next_host + NEXT_HEAD);
+    u32 count = args.next_host[0];
+    Words first = load_few<f32, EACH>(host + threadIdx.x * EACH);
+    // Not one after the other.
+    asm volatile("" ::: "memory");
+    auto put = [&](u32 at, const Words& words) {
+        if (at >= args.next_first && at < count) *reinterpret_cast<Words*>(args.next_batch + at) = words;
+    };
+    put(threadIdx.x * EACH, first);
+    for (u32 start = SWEEP; start < count; start += AHEAD * SWEEP) {
+        Words words[AHEAD];
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; ++i) {
+            u32 at = start + i * SWEEP + threadIdx.x * EACH;
+            if (at < count) words[i] = load_few<f32, EACH>(host + at);
+        }
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; ++i) put(start + i * SWEEP + threadIdx.x * EACH, words[i]);
+    }
+}
 
 // The best key of every group and span.
 extern "C" __global__ __launch_bounds__(SPAN_THREADS) void largest(const Args args) {
@@ -12,6 +39,11 @@ extern "C" __global__ __launch_bounds__(SPAN_THREADS) void largest(const Args ar
     launch_dependents();
     wait_for_inputs();
     u32 row = blockIdx.y, first = blockIdx.x * SPAN + threadIdx.x * EACH;
+    if (blockIdx.x == args.spans) {
+        // A block beyond the last span.
+        if (row == 0) bring_next(args);
+        return;
+    }
     const float* logits = args.logits + u64(row) * args.stride;
     Few<f32, EACH> few[PIECES];
 #pragma unroll
@@ -58,12 +90,6 @@ extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) 
     launch_dependents();
     wait_for_inputs();
     u32 row = blockIdx.y, start = blockIdx.x * SUM_CHUNKS * CHUNK;
-    if (start >= args.vocabulary) {
-        // A block beyond the last chunk, for the next batch.
-        u32 end = row == 0 ? args.next_end : 0;
-        for (u32 i = args.next_first + threadIdx.x; i < end; i += SUM_THREADS) args.next_batch[i] = args.next_host[i];
-        return;
-    }
     u32 inside = minimum(args.vocabulary - start, SUM_CHUNKS * CHUNK);
     const float* logits = args.logits + u64(row) * args.stride + start;
     Few<f32, EACH> few[SUM_PIECES];

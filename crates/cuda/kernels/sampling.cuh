@@ -30,6 +30,9 @@ static_assert(ROOM * sizeof(u16) == MOST_RANKED * sizeof(float), "weights take t
 using key = u64;
 constexpr key NOTHING = ~0ull;
 
+// Words in front of a batch of the host.
+constexpr u32 NEXT_HEAD = 4;
+
 struct Request {
     double uniform;
     float inverse_temperature;
@@ -89,11 +92,12 @@ struct Args {
     u32 spans;
     u32 chunks;
     // The batch of the run that starts behind, of the host and of the device; none where none does. Tokens come first in
-    // it, and are those chosen; the words from next_first to next_end are copied.
+    // it, and are those chosen; the words from next_first on are copied. The host's are behind NEXT_HEAD words, of which the
+    // first says how many they are, and there is room for EACH for every thread of a block.
     const u32* next_host;
     u32* next_batch;
     u32 next_first;
-    u32 next_end;
+    u32 unused;
 };
 
 // Gives the next run the token of a row. Where none could be chosen the run is in vain, but must not read beyond tables.

@@ -1,20 +1,26 @@
 //! Reduction of logits, and the run that starts before the host has seen what came of it.
 //!
 //! Between two tokens the host reads the first one, checks it, lays out the next batch and launches it, while the device
-//! waits. Where the token follows from the reduction alone the device can take it itself: the next run is launched
-//! behind the reduction, and the host does its work meanwhile.
+//! waits. Where the token follows from the reduction alone the device can take it itself: one graph holds the reduction
+//! and behind it the next run, and the host does its work meanwhile. What the reduction finds it sees in its own memory as
+//! soon as kernels have written it there.
+
+use std::hint::spin_loop;
 
 use mantissa_ops::RunError;
 use mantissa_ops::batch::Batch;
 use mantissa_ops::program::RunRows;
 use mantissa_ops::reduction::{self, Reduced, Request};
 
-use crate::device::Event;
+use crate::batch::{NextBatch, Rows};
+use crate::error::CudaError;
 use crate::families::sampling::Kernel;
-use crate::kernel::{KernelSpec, Launch};
-use crate::reducer::{Launches, Outcome};
+use crate::reducer::{Launches, Outcome, Wishes};
 use crate::session::{CudaSession, Failure};
-use crate::steps::StepError;
+use crate::steps::{LaunchTarget, StepError};
+
+/// Looks at the host's memory before the driver is asked whether something has failed.
+const LOOKS: usize = 1000;
 
 impl CudaSession {
     /// Reduces the rows of the last run's logits, on the device where it has room for the requests.
@@ -25,14 +31,12 @@ impl CudaSession {
     ) -> Result<(), RunError> {
         let rows = self.output_rows(requests)?;
         reduced.resize_with(rows, Reduced::default);
-        let launched = self.launch_reduction(requests, None);
-        let missing: Vec<usize> = match launched.map_err(|error| self.abandon(failure(error)))? {
-            Some(done) => {
-                done.wait().map_err(|error| self.abandon(failure(error.into())))?;
-                let outcomes = self.read_reduction(requests, reduced).into_iter().enumerate();
-                outcomes.filter(|(_, outcome)| *outcome != Outcome::Chosen).map(|(row, _)| row).collect()
-            }
-            None => (0..rows).collect(),
+        let missing: Vec<usize> = if self.has_room(requests) {
+            self.reduce_now(requests).map_err(|failure| self.abandon(failure))?;
+            let outcomes = self.read_reduction(requests, reduced)?.into_iter().enumerate();
+            outcomes.filter(|(_, outcome)| *outcome != Outcome::Chosen).map(|(row, _)| row).collect()
+        } else {
+            (0..rows).collect()
         };
         if missing.is_empty() {
             return Ok(());
@@ -50,10 +54,9 @@ impl CudaSession {
     pub(crate) fn can_follow(&self, requests: &[Request<'_>], next: &Batch<'_>) -> Result<bool, RunError> {
         let rows = self.output_rows(requests)?;
         next.check(&self.limits, &self.plan.batch_rules())?;
-        let room = self.reducer.as_ref().is_some_and(|reducer| reducer.has_room(requests));
         let next_rows = RunRows { tokens: next.rows(), outputs: next.outputs.len() };
         let follows = next.sequences.len() == next.rows() && self.follows(next_rows);
-        Ok(room && follows && rows > 0 && next.rows() == rows)
+        Ok(self.has_room(requests) && follows && rows > 0 && next.rows() == rows && next_rows.outputs == rows)
     }
 
     /// Reduces, with the next run launched behind the reduction.
@@ -64,15 +67,14 @@ impl CudaSession {
         next: &Batch<'_>,
     ) -> Result<(), RunError> {
         reduced.resize_with(requests.len(), Reduced::default);
-        let done =
-            self.launch_reduction(requests, Some(next)).map_err(|error| self.abandon(failure(error)))?;
         self.rows = RunRows { tokens: next.rows(), outputs: next.outputs.len() };
         self.logit_bytes = None;
-        self.launch_all().map_err(|error| self.abandon(error))?;
-        if let Some(done) = done {
-            done.wait().map_err(|error| self.abandon(failure(error.into())))?;
-        }
-        let outcomes = self.read_reduction(requests, reduced);
+        self.batch.hand_over(next);
+        self.write_requests(requests);
+        let launched = self.device.bind().map_err(Failure::from);
+        let launched = launched.and_then(|()| self.launch_behind(Wishes::of(requests)));
+        launched.and_then(|()| self.wait_for_results(requests)).map_err(|failure| self.abandon(failure))?;
+        let outcomes = self.read_reduction(requests, reduced)?;
         for (row, _) in outcomes.iter().enumerate().filter(|(_, outcome)| **outcome == Outcome::NotFinite) {
             // At least one; the logits that could be counted have been replaced.
             reduced[row].not_finite = 1;
@@ -88,57 +90,95 @@ impl CudaSession {
         }
     }
 
-    /// Launches what serves the requests and returns the moment when it is done; nothing where there is no room for them.
-    /// Where a run is to follow, its batch is brought to the device, and the logits, which it replaces, keep their penalties.
-    fn launch_reduction(
-        &mut self,
-        requests: &[Request<'_>],
-        next: Option<&Batch<'_>>,
-    ) -> Result<Option<Event>, StepError> {
-        let reducer = self.reducer.as_mut().filter(|reducer| reducer.has_room(requests));
-        let (Some(reducer), Some(logits)) = (reducer, self.plan.program.logits()) else { return Ok(None) };
-        self.device.bind()?;
-        let next = next.map(|next| self.batch.hand_over(next));
-        let restores = next.is_none() && requests.iter().any(|request| request.penalties.is_some());
-        let Launches { kernels, args } =
-            reducer.prepare(requests, self.values.place(logits), &self.scratch.reduction, next);
-        let launch = |(kernel, shape): (Kernel, Launch)| {
-            // SAFETY: the arguments mirror the kernels', which are all of one file. Their addresses are those of the
-            // session's scratch and of the reducer's page-locked memory, laid out for at least as many rows as there are
-            // requests, of the logits of these rows, and of a batch within the limits. None of it goes or is written before
-            // they are done.
-            unsafe { self.launch(&kernel.spec(), shape, &args) }
-        };
-        kernels.into_iter().try_for_each(launch)?;
-        let done = self.stream.record()?;
-        if restores {
-            let width = args.vocabulary as usize;
-            launch((Kernel::Restore, Kernel::Restore.launch_shape(requests.len(), width)))?;
-        }
-        Ok(Some(done))
+    fn has_room(&self, requests: &[Request<'_>]) -> bool {
+        self.reducer.as_ref().is_some_and(|reducer| reducer.has_room(requests))
     }
 
-    /// # Safety
-    /// That of [`crate::device::Stream::launch`].
-    unsafe fn launch<P: Copy>(&self, spec: &KernelSpec, shape: Launch, args: &P) -> Result<(), StepError> {
-        let kernel = self.kernels.get(spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
-        // SAFETY: the caller's.
-        Ok(unsafe { self.stream.launch(kernel, shape, args) }?)
+    fn write_requests(&mut self, requests: &[Request<'_>]) {
+        if let Some(reducer) = &mut self.reducer {
+            reducer.write(requests);
+        }
+    }
+
+    /// What serves requests with these wishes. Where a run is to follow, its batch is brought to the device, and the logits,
+    /// which it replaces, keep their penalties.
+    pub(crate) fn reduction(
+        &self,
+        rows: usize,
+        wishes: Wishes,
+        next: Option<NextBatch>,
+    ) -> Result<Launches, StepError> {
+        let logits = self.plan.program.logits().ok_or(StepError::Missing("logits"))?;
+        let reducer = self.reducer.as_ref().ok_or(StepError::Missing("reduction of logits"))?;
+        Ok(reducer.launches(rows, wishes, self.values.place(logits), &self.scratch.reduction, next))
+    }
+
+    pub(crate) fn launch_reduction(
+        &self,
+        target: LaunchTarget<'_>,
+        launches: &Launches,
+    ) -> Result<(), StepError> {
+        let runner = self.runner(target, Rows::All);
+        let launch = |(kernel, shape): &(Kernel, _)| runner.launch(&kernel.spec(), *shape, &launches.args);
+        launches.kernels.iter().try_for_each(launch)
+    }
+
+    /// Reduces behind all that was launched, and waits for the results.
+    fn reduce_now(&mut self, requests: &[Request<'_>]) -> Result<(), Failure> {
+        self.device.bind()?;
+        self.write_requests(requests);
+        let mut launches = self.reduction(requests.len(), Wishes::of(requests), None).map_err(failure)?;
+        if requests.iter().any(|request| request.penalties.is_some()) {
+            let width = launches.args.vocabulary as usize;
+            launches.kernels.push((Kernel::Restore, Kernel::Restore.launch_shape(requests.len(), width)));
+        }
+        self.launch_reduction(LaunchTarget::Stream(&self.stream), &launches).map_err(failure)?;
+        self.wait_for_results(requests)
+    }
+
+    /// Waits until kernels have written all results of the requests to the host's memory. A batch that was handed over has been
+    /// brought then: the first kernel does that, and ends before others write results.
+    fn wait_for_results(&self, requests: &[Request<'_>]) -> Result<(), Failure> {
+        let have_come = || self.reducer.as_ref().is_none_or(|reducer| reducer.is_complete(requests));
+        loop {
+            for _ in 0..LOOKS {
+                if have_come() {
+                    return Ok(());
+                }
+                spin_loop();
+            }
+            let done = self.stream.is_done().map_err(|error| failure(error.into()))?;
+            // They may have come in between.
+            if done && !have_come() {
+                let message = "kernels have ended without results".to_owned();
+                return Err(failure(CudaError::Driver { during: "running", message }.into()));
+            }
+        }
     }
 
     /// What the device found, and what became of each row.
-    fn read_reduction(&self, requests: &[Request<'_>], reduced: &mut [Reduced]) -> Vec<Outcome> {
-        let Some(reducer) = &self.reducer else { return vec![] };
+    fn read_reduction(
+        &mut self,
+        requests: &[Request<'_>],
+        reduced: &mut [Reduced],
+    ) -> Result<Vec<Outcome>, RunError> {
+        let Some(reducer) = &self.reducer else { return Ok(vec![]) };
         let mut first_seen = 0;
         let read = |(row, (request, reduced)): (usize, (&Request<'_>, &mut Reduced))| {
             let outcome = reducer.read(row, request, first_seen, reduced);
             first_seen += request.penalties.map_or(0, |penalties| penalties.seen.len());
             outcome
         };
-        requests.iter().zip(reduced).enumerate().map(read).collect()
+        let outcomes: Vec<Outcome> = requests.iter().zip(reduced).enumerate().map(read).collect();
+        if outcomes.contains(&Outcome::NotFinite) {
+            // What else is found of such a row is not waited for, and must not come among later results.
+            self.stream.synchronize().map_err(|error| self.abandon(failure(error.into())))?;
+        }
+        Ok(outcomes)
     }
 }
 
-fn failure(error: StepError) -> Failure {
+/// A reduction that failed.
+pub(crate) fn failure(error: StepError) -> Failure {
     Failure { step: "reducing the logits".to_owned(), message: error.to_string() }
 }

@@ -4,8 +4,6 @@
 //! them at the same addresses in every batch of one shape, and a token of one sequence takes a small transfer. Tokens come
 //! first, and block tables last.
 
-use std::ops::Range;
-
 use mantissa_ops::batch::{Batch, Limits, SequenceRows};
 use mantissa_ops::op::Heads;
 use mantissa_ops::program::RunRows;
@@ -15,8 +13,9 @@ use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
 use crate::error::CudaError;
 use crate::families::attention::{Route, SPAN, Work};
 use crate::families::batch::{BatchView, Sequence};
+use crate::families::sampling::{LEAST_NEXT, NEXT_HEAD};
 use crate::families::tiles::Tile;
-use crate::graph::MOST_GRAPHS;
+use crate::graph::MOST_SHAPES;
 
 const WORD: usize = size_of::<u32>();
 /// Words that parts are aligned to.
@@ -134,7 +133,7 @@ pub(crate) struct RepeatedShape {
 }
 
 impl RepeatedShape {
-    /// The shapes that decoding within limits has, those of few sequences first, as many as there are graphs.
+    /// The shapes that decoding within limits has, those of few sequences first, as many as there are graphs for.
     pub fn expected(limits: &Limits) -> Vec<RepeatedShape> {
         let most = limits.sequences.min(limits.rows).min(limits.outputs);
         let spans = limits.context.div_ceil(SPAN).next_power_of_two();
@@ -142,7 +141,7 @@ impl RepeatedShape {
         let shape =
             |tokens, bucket| RepeatedShape { tokens, outputs: tokens, span_bucket: 1_usize << bucket };
         let shapes = (1..=most).flat_map(|tokens| (0..buckets).map(move |bucket| shape(tokens, bucket)));
-        shapes.take(MOST_GRAPHS).collect()
+        shapes.take(MOST_SHAPES).collect()
     }
 
     /// Whether it is a token of one sequence.
@@ -161,15 +160,15 @@ impl RepeatedShape {
     }
 }
 
-/// A batch that is laid out, and where a kernel brings it. Tokens, which it writes itself, come first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a kernel finds a batch that is laid out for it, and where it brings it: the same for all batches of one shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NextBatch {
-    /// Address on the host.
+    /// Address on the host: of [`NEXT_HEAD`] words, of which the first is the number of the words that follow.
     pub host: u64,
     /// Address on the device.
     pub device: u64,
-    /// The words after the tokens.
-    pub rest: Range<u32>,
+    /// The first word to bring. Those before it are tokens, which the kernel writes itself.
+    pub first: u32,
 }
 
 /// Memory for a session's batches.
@@ -178,8 +177,9 @@ pub(crate) struct DeviceBatch {
     /// That of the batch that was laid out last.
     layout: Layout,
     page_size: usize,
-    /// Taken in turns, so that a batch can be laid out while the one before is on its way.
-    host: [HostBuffer; 2],
+    /// What is transferred, and what a kernel brings while a transfer may be on its way.
+    uploaded: HostBuffer,
+    handed_over: HostBuffer,
     device: DeviceBuffer,
     kinds: Vec<AttentionKind>,
     /// What the batch that was uploaded last asks of each kind of attention, for all rows and for the wanted ones.
@@ -199,7 +199,8 @@ impl DeviceBatch {
         let layout = Layout::new(Extent::most(limits), kinds.len());
         let bytes = layout.end.saturating_mul(WORD);
         Ok(DeviceBatch {
-            host: [device.allocate_host(bytes, "batch")?, device.allocate_host(bytes, "batch")?],
+            uploaded: device.allocate_host(bytes, "batch")?,
+            handed_over: device.allocate_host(bytes.max(LEAST_NEXT * WORD) + NEXT_HEAD * WORD, "batch")?,
             device: device.allocate(bytes, "batch")?,
             page_size: limits.page_size,
             work: vec![Default::default(); kinds.len()],
@@ -259,22 +260,34 @@ impl DeviceBatch {
         self.device.address() + (word * WORD) as u64
     }
 
-    /// Lays a batch out, which must have been checked against the limits, and starts its transfer. Of the batches before
-    /// only the last may still be on its way.
+    /// Lays a batch out, which must have been checked against the limits, and starts its transfer. No other may be on its
+    /// way.
     pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
-        let words = self.lay_out(batch);
-        stream.upload_later(&self.host[0], words * WORD, &self.device, 0)
+        self.divide(batch);
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.uploaded);
+        let parts = Parts { page_size: self.page_size, work: &self.work };
+        let count = fill(words, &self.layout, batch, parts);
+        stream.upload_later(&self.uploaded, count * WORD, &self.device, 0)
     }
 
-    /// Lays a batch out like [`DeviceBatch::upload`], for a kernel that brings it to the device.
-    pub fn hand_over(&mut self, batch: &Batch<'_>) -> NextBatch {
-        let words = self.lay_out(batch);
-        let rest = self.layout.positions as u32..words as u32;
-        NextBatch { host: self.host[0].address(), device: self.device.address(), rest }
+    /// Lays a batch out like [`DeviceBatch::upload`], for a kernel to bring it to the device, as it must have brought the one
+    /// before.
+    pub fn hand_over(&mut self, batch: &Batch<'_>) {
+        self.divide(batch);
+        let (head, words) =
+            bytemuck::cast_slice_mut::<u8, u32>(&mut self.handed_over).split_at_mut(NEXT_HEAD);
+        let parts = Parts { page_size: self.page_size, work: &self.work };
+        head[0] = fill(words, &self.layout, batch, parts) as u32;
     }
 
-    /// Lays some batch of a shape out, without tokens and pages, for its launches to be recorded.
-    pub fn lay_out_shape(&mut self, shape: RepeatedShape, limits: &Limits) {
+    /// Where the kernel finds it.
+    pub fn handed_over(&self) -> NextBatch {
+        let (host, device) = (self.handed_over.address(), self.device.address());
+        NextBatch { host, device, first: self.layout.positions as u32 }
+    }
+
+    /// Divides some batch of a shape, for its launches to be recorded.
+    pub fn divide_shape(&mut self, shape: RepeatedShape, limits: &Limits) {
         let position = (shape.span_bucket * SPAN).min(limits.context) - 1;
         let rows = |row: usize| SequenceRows { rows: row..row + 1, block_table: &[], rope_set: 0 };
         let sequences: Vec<SequenceRows<'_>> = (0..shape.tokens).map(rows).collect();
@@ -282,11 +295,11 @@ impl DeviceBatch {
         let (tokens, positions) = (vec![0; shape.tokens], vec![position as u32; shape.tokens]);
         let batch =
             Batch { tokens: &tokens, positions: &positions, sequences: &sequences, outputs: &outputs };
-        self.lay_out(&batch);
+        self.divide(&batch);
     }
 
-    /// Returns the number of words used.
-    fn lay_out(&mut self, batch: &Batch<'_>) -> usize {
+    /// Plans what there is to do for a batch, and where its parts lie.
+    fn divide(&mut self, batch: &Batch<'_>) {
         self.sequences = batch.sequences.len();
         self.first_wanted = first_wanted(batch);
         let divide = |kind: &AttentionKind| {
@@ -294,9 +307,6 @@ impl DeviceBatch {
         };
         self.work = self.kinds.iter().map(divide).collect();
         self.layout = Layout::new(Extent::of(batch), self.kinds.len());
-        self.host.swap(0, 1);
-        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.host[0]);
-        fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work })
     }
 }
 
@@ -361,7 +371,7 @@ mod tests {
         assert_eq!(shapes[14], RepeatedShape { tokens: 3, outputs: 3, span_bucket: 16 });
         assert_eq!(shapes.iter().filter(|shape| shape.is_token()).count(), 5);
         let many = Limits { sequences: 128, outputs: 128, ..limits };
-        assert_eq!(RepeatedShape::expected(&many).len(), MOST_GRAPHS);
+        assert_eq!(RepeatedShape::expected(&many).len(), MOST_SHAPES);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::batch::RepeatedShape;
 use crate::device::{Context, Kernel, Stream, driver_error};
 use crate::error::CudaError;
 use crate::kernel::Launch;
-use crate::stream::{Starts, refused};
+use crate::reducer::Wishes;
+use crate::stream::{Blocks, Starts, refused};
 
 /// Launches that were recorded from a stream, with their arguments.
 #[derive(Debug)]
@@ -23,19 +24,30 @@ pub(crate) struct Graph {
 // takes it exclusively.
 unsafe impl Send for Graph {}
 
-/// Graphs by the shape of the batch that they were recorded for, the one used last at the end.
-#[derive(Debug, Default)]
-pub(crate) struct Graphs {
-    recorded: Vec<(RepeatedShape, Graph)>,
+/// What decides on the launches of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// That of the batch that is run.
+    pub shape: RepeatedShape,
+    /// Of the requests that choose its tokens in front of the run, if any do.
+    pub wishes: Option<Wishes>,
 }
 
-/// Graphs that a session keeps: more shapes than sequences that come and go need at a time.
-pub(crate) const MOST_GRAPHS: usize = 64;
+/// Graphs by their content, the one used last at the end.
+#[derive(Debug, Default)]
+pub(crate) struct Graphs {
+    recorded: Vec<(Content, Graph)>,
+}
+
+/// Shapes for which a session keeps graphs: more than sequences that come and go need at a time.
+pub(crate) const MOST_SHAPES: usize = 64;
+/// With and without a choice in front.
+const MOST_GRAPHS: usize = 2 * MOST_SHAPES;
 
 impl Graphs {
-    /// Takes the graph for a shape out.
-    pub fn take(&mut self, shape: RepeatedShape) -> Option<Graph> {
-        let index = self.recorded.iter().rposition(|(recorded, _)| *recorded == shape)?;
+    /// Takes the graph of this content out.
+    pub fn take(&mut self, content: Content) -> Option<Graph> {
+        let index = self.recorded.iter().rposition(|(recorded, _)| *recorded == content)?;
         Some(self.recorded.remove(index).1)
     }
 
@@ -47,8 +59,8 @@ impl Graphs {
     }
 
     /// Keeps a graph.
-    pub fn keep(&mut self, shape: RepeatedShape, graph: Graph) {
-        self.recorded.push((shape, graph));
+    pub fn keep(&mut self, content: Content, graph: Graph) {
+        self.recorded.push((content, graph));
     }
 }
 
@@ -57,7 +69,9 @@ impl Graphs {
 pub(crate) struct Recorder {
     graph: sys::CUgraph,
     last: Option<sys::CUgraphNode>,
+    /// How kernels start, and how the next one does.
     starts: Starts,
+    next_starts: Starts,
     context: Arc<Context>,
 }
 
@@ -70,13 +84,19 @@ impl Recorder {
         let mut graph = std::ptr::null_mut();
         // SAFETY: the pointer is valid for the one handle that is written.
         unsafe { sys::cuGraphCreate(&raw mut graph, 0) }.result().map_err(failed)?;
-        Ok(Recorder { graph, last: None, starts: stream.starts(), context: Arc::clone(stream.context()) })
+        let starts = stream.starts();
+        Ok(Recorder { graph, last: None, starts, next_starts: starts, context: Arc::clone(stream.context()) })
     }
 
-    /// Adds a kernel behind those added before; it starts as [`Stream::launch`] lets it.
+    /// Has the next kernel start when those before it have ended, and with it all that follow.
+    pub fn in_turn(&mut self) {
+        self.next_starts = Starts::InTurn;
+    }
+
+    /// Adds a kernel behind those added before; it starts as [`Stream::launch_as`] lets it.
     ///
     /// # Safety
-    /// What [`Stream::launch`] demands, whenever the graph is launched.
+    /// What [`Stream::launch_as`] demands, whenever the graph is launched.
     ///
     /// # Errors
     /// Where the driver refuses the launch.
@@ -85,6 +105,7 @@ impl Recorder {
         kernel: &Kernel,
         launch: Launch,
         args: &P,
+        blocks: Blocks,
     ) -> Result<(), CudaError> {
         if launch.is_empty() {
             return Ok(());
@@ -109,7 +130,7 @@ impl Recorder {
         let mut description: sys::CUgraphNodeParams = unsafe { std::mem::zeroed() };
         description.type_ = sys::CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL;
         description.__bindgen_anon_1.kernel = node;
-        let edge = match self.starts {
+        let edge = match self.next_starts {
             Starts::Early => sys::CUgraphEdgeData {
                 from_port: sys::CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC as u8,
                 to_port: 0,
@@ -134,7 +155,16 @@ impl Recorder {
         }
         .result()
         .map_err(|error| refused(kernel, launch, error))?;
+        if blocks == Blocks::Together {
+            let together = sys::CUlaunchAttributeValue { cooperative: 1 };
+            let attribute = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            // SAFETY: the node was just added, for a kernel; the value is of this attribute, and copied.
+            unsafe { sys::cuGraphKernelNodeSetAttribute(added, attribute, &raw const together) }
+                .result()
+                .map_err(|error| refused(kernel, launch, error))?;
+        }
         self.last = Some(added);
+        self.next_starts = self.starts;
         Ok(())
     }
 

@@ -7,11 +7,14 @@ use mantissa_ops::Step;
 use mantissa_ops::backend::StepObserver;
 use mantissa_ops::program::RunRows;
 
+use crate::ahead::failure;
 use crate::batch::{RepeatedShape, Rows};
-use crate::graph::{Graph, Recorder};
+use crate::graph::{Content, Graph, Recorder};
+use crate::reducer::Wishes;
 use crate::select::records;
 use crate::session::{CudaSession, Failure};
 use crate::steps::{LaunchTarget, Runner, StepError};
+use crate::stream::Blocks;
 use crate::token::TokenKernel;
 
 impl CudaSession {
@@ -21,26 +24,42 @@ impl CudaSession {
         let Some(shape) = self.repeated_shape() else {
             return self.launch_steps(LaunchTarget::Stream(&self.stream));
         };
-        if let Some(token) = self.token.as_ref().filter(|_| shape.is_token()) {
-            return self.launch_token(token, shape);
+        match self.token(shape) {
+            Some(token) => self.launch_token(LaunchTarget::Stream(&self.stream), token, shape),
+            None => self.launch_graph(Content { shape, wishes: None }),
         }
-        let mut graph = match self.graphs.take(shape) {
+    }
+
+    /// Launches, with the batch that was handed over, the reduction that chooses its tokens, and behind it every step.
+    pub(crate) fn launch_behind(&mut self, wishes: Wishes) -> Result<(), Failure> {
+        match self.repeated_shape() {
+            Some(shape) => self.launch_graph(Content { shape, wishes: Some(wishes) }),
+            None => Err(failure(StepError::Missing("shape of a batch that follows"))),
+        }
+    }
+
+    /// Launches what chooses the tokens of the batch that was handed over, and brings it.
+    fn launch_choice(&self, target: LaunchTarget<'_>, wishes: Wishes) -> Result<(), Failure> {
+        let launches = self.reduction(self.rows.outputs, wishes, Some(self.batch.handed_over()));
+        launches.and_then(|launches| self.launch_reduction(target, &launches)).map_err(failure)
+    }
+
+    fn launch_graph(&mut self, content: Content) -> Result<(), Failure> {
+        let mut graph = match self.graphs.take(content) {
             Some(graph) => graph,
             None => {
                 self.graphs.make_room();
-                self.record()?
+                self.record(content)?
             }
         };
-        // SAFETY: the graph was recorded from the launches for a batch of the same shape. They take the same addresses,
-        // which are those of buffers that live as long as the session.
+        // SAFETY: the graph was recorded from launches with the same content. They take the same addresses, which are those
+        // of buffers that live as long as the session.
         let launched = unsafe { self.stream.replay(&mut graph) };
-        self.graphs.keep(shape, graph);
+        self.graphs.keep(content, graph);
         Ok(launched?)
     }
 
-    /// Whether a run of so many rows, one of each sequence, starts when all launches before it have ended or waits itself
-    /// before it reads its batch: a graph does the one, the kernel for a token the other. Among single launches is attention,
-    /// which looks up its pages before it waits.
+    /// Whether a run of so many rows, one of each sequence, can be launched behind what chooses its tokens.
     pub(crate) fn follows(&self, rows: RunRows) -> bool {
         records(&self.plan, rows, &self.chooser)
     }
@@ -50,36 +69,59 @@ impl CudaSession {
         self.batch.repeated_shape(self.rows).filter(|_| self.follows(self.rows))
     }
 
-    fn launch_token(&self, token: &TokenKernel, shape: RepeatedShape) -> Result<(), Failure> {
-        let failed = |error: StepError| Failure { step: "the token".to_owned(), message: error.to_string() };
-        let kernel = self.kernels.get(&token.spec);
-        let kernel = kernel.ok_or_else(|| failed(StepError::NotPrepared(token.spec.to_string())))?;
+    /// The kernel that computes a batch of this shape alone, if there is one.
+    fn token(&self, shape: RepeatedShape) -> Option<&TokenKernel> {
+        self.token.as_ref().filter(|_| shape.is_token())
+    }
+
+    fn launch_token(
+        &self,
+        target: LaunchTarget<'_>,
+        token: &TokenKernel,
+        shape: RepeatedShape,
+    ) -> Result<(), Failure> {
         let args = token.args(self.batch.view(), shape.spans());
-        // SAFETY: the arguments mirror the kernel's; their addresses are those of the session's buffers, laid out for its
-        // limits, which the batch was checked against, and for a grid of one block a multiprocessor.
-        let launched = unsafe { self.stream.launch_together(kernel, token.launch, &args) };
-        launched.map_err(|error| failed(error.into()))
+        let runner = self.runner(target, Rows::All);
+        let launched = runner.launch_as(&token.spec, token.launch, &args, Blocks::Together);
+        launched.map_err(|error| Failure { step: "the token".to_owned(), message: error.to_string() })
     }
 
     /// Records graphs for the shapes that decoding has, so that nothing is allocated for them later.
     pub(crate) fn record_graphs(&mut self) -> Result<(), Failure> {
         for shape in RepeatedShape::expected(&self.limits) {
             self.rows = shape.rows();
-            self.batch.lay_out_shape(shape, &self.limits);
-            if self.repeated_shape() != Some(shape) || (self.token.is_some() && shape.is_token()) {
+            self.batch.divide_shape(shape, &self.limits);
+            if self.repeated_shape() != Some(shape) {
                 continue;
             }
-            let graph = self.record()?;
-            self.graphs.keep(shape, graph);
+            let alone = self.token(shape).is_none().then_some(None);
+            let behind = self.reducer.is_some().then_some(Some(Wishes::default()));
+            for wishes in alone.into_iter().chain(behind) {
+                let content = Content { shape, wishes };
+                let graph = self.record(content)?;
+                self.graphs.keep(content, graph);
+            }
         }
         self.rows = RunRows::default();
         Ok(())
     }
 
-    /// Records the launches for the batch that is laid out.
-    fn record(&self) -> Result<Graph, Failure> {
+    /// Records the launches for the batch that is laid out, and in front of them the choice of its tokens, if there is one.
+    fn record(&self, Content { shape, wishes }: Content) -> Result<Graph, Failure> {
         let recorder = RefCell::new(Recorder::new(&self.stream)?);
-        self.launch_steps(LaunchTarget::Graph(&recorder))?;
+        let target = LaunchTarget::Graph(&recorder);
+        if let Some(wishes) = wishes {
+            self.launch_choice(target, wishes)?;
+        }
+        match self.token(shape) {
+            // It reads its batch, which the choice brings, behind its wait.
+            Some(token) => self.launch_token(target, token, shape)?,
+            None => {
+                // Attention looks up its pages before it waits.
+                recorder.borrow_mut().in_turn();
+                self.launch_steps(target)?;
+            }
+        }
         Ok(recorder.into_inner().finish(&self.stream)?)
     }
 
@@ -107,7 +149,7 @@ impl CudaSession {
         Ok(())
     }
 
-    fn runner<'a>(&'a self, target: LaunchTarget<'a>, part: Rows) -> Runner<'a> {
+    pub(crate) fn runner<'a>(&'a self, target: LaunchTarget<'a>, part: Rows) -> Runner<'a> {
         let RunRows { tokens, outputs } = self.rows;
         Runner {
             plan: &self.plan,

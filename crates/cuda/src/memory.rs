@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::CUresult;
@@ -58,6 +59,18 @@ impl HostBuffer {
     /// Where kernels find it: under unified addressing, which every 64-bit system has, at the host's own address.
     pub(crate) fn address(&self) -> u64 {
         self.data as u64
+    }
+
+    /// The words of 8 bytes from byte `at` on, a multiple of 8, while kernels may be writing them; none where the buffer
+    /// ends before.
+    pub(crate) fn watched(&self, at: usize, words: usize) -> &[AtomicU64] {
+        let end = words.checked_mul(size_of::<u64>()).and_then(|bytes| bytes.checked_add(at));
+        if !at.is_multiple_of(size_of::<u64>()) || end.is_none_or(|end| end > self.bytes) {
+            return &[];
+        }
+        // SAFETY: the range lies in the buffer, whose start is aligned; the words live as long as it does. Kernels write whole
+        // aligned words, and everything on this side that looks at them at such times does so through atomics.
+        unsafe { std::slice::from_raw_parts(self.data.add(at).cast::<AtomicU64>(), words) }
     }
 }
 

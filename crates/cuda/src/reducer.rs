@@ -4,6 +4,7 @@
 //! copy to pay. What the kernels have no room for is left to the definition in `mantissa_ops::reduction`.
 
 use std::ops::Range;
+use std::sync::atomic::{Ordering, fence};
 
 use mantissa_ops::batch::Limits;
 use mantissa_ops::plan::Plan;
@@ -18,6 +19,10 @@ use crate::values::Place;
 
 /// Tokens seen for each row, on average over the rows of a batch.
 const SEEN_PER_ROW: usize = 4096;
+
+/// What lies in the place of a result that has not come: no key is it, as its logit would not be finite, and neither the
+/// whole nor a half of it is a finite number.
+const PENDING: u64 = 0xffff_ffff_ffff_fffe;
 
 /// Parts of one buffer, each at a multiple of 256 bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,7 +108,43 @@ impl RowsAndLogits {
     }
 }
 
-/// What is to be launched for requests.
+/// What requests wish for beside the best token of a row and its sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    penalties: bool,
+    sums: bool,
+    ranks: bool,
+    draws: bool,
+}
+
+impl Wishes {
+    pub fn of(requests: &[Request<'_>]) -> Wishes {
+        let any = |test: fn(&Request<'_>) -> bool| requests.iter().any(test);
+        Wishes {
+            penalties: any(|request| request.penalties.is_some()),
+            sums: any(|request| told(request, 0..0).sums > 0),
+            ranks: any(|request| told(request, 0..0).count > 0),
+            draws: any(|request| matches!(request.wish, Wish::Draw { .. })),
+        }
+    }
+
+    /// The kernels that serve the requests, in order. After [`Kernel::Penalise`] there is [`Kernel::Restore`] to come, for
+    /// which no one needs to wait.
+    fn kernels(self) -> Vec<Kernel> {
+        let order = [
+            (true, Kernel::Largest),
+            (true, Kernel::OwnSums),
+            (self.penalties, Kernel::Penalise),
+            (self.penalties, Kernel::Largest),
+            (self.sums, Kernel::WishedSums),
+            (self.ranks, Kernel::Rank),
+            (self.draws, Kernel::Draw),
+        ];
+        order.into_iter().filter_map(|(wanted, kernel)| wanted.then_some(kernel)).collect()
+    }
+}
+
+/// What is to be launched.
 #[derive(Debug)]
 pub(crate) struct Launches {
     /// The kernels, in order.
@@ -138,23 +179,22 @@ impl Reducer {
         requests.len() <= rows && seen <= rows * SEEN_PER_ROW && requests.iter().all(ranked)
     }
 
-    /// Writes the requests, for which there must be room, and says what to launch. `scratch` holds
-    /// [`RowsAndLogits::device_bytes`] bytes; no launch of earlier requests may be under way. Where a run starts behind,
-    /// its batch is brought to the device, with the tokens that were chosen.
-    pub fn prepare(
-        &mut self,
-        requests: &[Request<'_>],
+    /// What to launch for so many requests with these wishes, after they were [written](Reducer::write). `scratch` holds
+    /// [`RowsAndLogits::device_bytes`] bytes. Where a run starts behind, its batch is brought to the device, with the tokens
+    /// that were chosen.
+    pub fn launches(
+        &self,
+        rows: usize,
+        wishes: Wishes,
         logits: Place,
         scratch: &DeviceBuffer,
         next: Option<NextBatch>,
     ) -> Launches {
-        self.write(requests);
-        let kernels = kernels(requests);
-        let next = next.unwrap_or(NextBatch { host: 0, device: 0, rest: 0..0 });
+        let next = next.unwrap_or_default();
         let layout = self.layout;
         let device = |part: usize| scratch.address() + part as u64;
         let host = |part: usize| self.host.address() + part as u64;
-        let plain = kernels == [Kernel::Largest, Kernel::OwnSums];
+        let plain = wishes == Wishes::default();
         let args = Args {
             logits: logits.address,
             host_requests: if plain { 0 } else { host(layout.host_requests) },
@@ -173,21 +213,21 @@ impl Reducer {
             chunks: sampling::chunks(layout.vocabulary) as u32,
             next_host: next.host,
             next_batch: next.device,
-            next_first: next.rest.start,
-            next_end: next.rest.end,
+            next_first: next.first,
+            unused: 0,
         };
-        let shape = |&kernel: &Kernel| {
-            let mut launch = kernel.launch_shape(requests.len(), layout.vocabulary);
-            if kernel == Kernel::OwnSums && next.device != 0 {
-                // A block beyond the chunks brings the batch.
-                launch.grid[0] += 1;
-            }
-            (kernel, launch)
-        };
-        Launches { kernels: kernels.iter().map(shape).collect(), args }
+        let kernels = wishes.kernels().into_iter();
+        let mut kernels: Vec<_> =
+            kernels.map(|kernel| (kernel, kernel.launch_shape(rows, layout.vocabulary))).collect();
+        if let (Some((_, largest)), true) = (kernels.first_mut(), next.device != 0) {
+            // A block beyond the spans brings the batch.
+            largest.grid[0] += 1;
+        }
+        Launches { kernels, args }
     }
 
-    fn write(&mut self, requests: &[Request<'_>]) {
+    /// Writes requests, for which there must be room. All results of earlier ones must have come.
+    pub fn write(&mut self, requests: &[Request<'_>]) {
         let mut seen = 0;
         for (row, request) in requests.iter().enumerate() {
             let first = seen;
@@ -197,7 +237,48 @@ impl Reducer {
                 seen += 1;
             }
             self.put(self.layout.host_requests, row, told(request, first..seen));
+            self.put(self.layout.found, row, Found { largest: PENDING, chosen: PENDING });
         }
+        let sums = requests.len() * sampling::chunks(self.layout.vocabulary);
+        (0..sums).for_each(|sum| self.put(self.layout.own_sums, sum, PENDING));
+        (0..seen.div_ceil(2)).for_each(|pair| self.put(self.layout.unpenalised, pair, PENDING));
+    }
+
+    /// Whether all results of the requests that were written have come, but of a row that is not finite no more than that.
+    pub fn is_complete(&self, requests: &[Request<'_>]) -> bool {
+        let mut first_seen = 0;
+        let complete = requests.iter().enumerate().all(|(row, request)| {
+            let seen = first_seen..first_seen + request.penalties.map_or(0, |penalties| penalties.seen.len());
+            first_seen = seen.end;
+            self.row_is_complete(row, request, seen)
+        });
+        fence(Ordering::Acquire);
+        complete
+    }
+
+    fn row_is_complete(&self, row: usize, request: &Request<'_>, mut seen: Range<usize>) -> bool {
+        let Layout { found, own_sums, unpenalised, vocabulary, .. } = self.layout;
+        let chunks = sampling::chunks(vocabulary);
+        let has_come = |part: usize, index: usize| self.watched(part, index) != PENDING;
+        // Half of a word.
+        let logit_has_come = |index: usize| {
+            (self.watched(unpenalised, index / 2) ^ PENDING) >> (index % 2 * 32) & u64::from(u32::MAX) != 0
+        };
+        match self.watched(found, 2 * row) {
+            PENDING => false,
+            0 => true,
+            _ => {
+                (!wishes_more(request) || has_come(found, 2 * row + 1))
+                    && (row * chunks..(row + 1) * chunks).all(|sum| has_come(own_sums, sum))
+                    && seen.all(logit_has_come)
+            }
+        }
+    }
+
+    /// A word of 8 bytes of a part of the host's buffer, which kernels may be writing.
+    fn watched(&self, part: usize, index: usize) -> u64 {
+        let words = self.host.watched(part + index * size_of::<u64>(), 1);
+        words.first().map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Number `index` of a part of the host's buffer.
@@ -260,26 +341,6 @@ pub(crate) enum Outcome {
 /// Whether a request wants more than the best token and the sum of its row.
 fn wishes_more(request: &Request<'_>) -> bool {
     request.wish != Wish::Best || request.penalties.is_some()
-}
-
-/// The kernels that serve the requests, in order. After [`Kernel::Penalise`] there is [`Kernel::Restore`] to come, for
-/// which no one needs to wait.
-fn kernels(requests: &[Request<'_>]) -> Vec<Kernel> {
-    let any = |test: fn(&Request<'_>) -> bool| requests.iter().any(test);
-    let penalised = any(|request| request.penalties.is_some());
-    let sums = any(|request| told(request, 0..0).sums > 0);
-    let ranks = any(|request| told(request, 0..0).count > 0);
-    let draws = any(|request| matches!(request.wish, Wish::Draw { .. }));
-    let order = [
-        (true, Kernel::Largest),
-        (true, Kernel::OwnSums),
-        (penalised, Kernel::Penalise),
-        (penalised, Kernel::Largest),
-        (sums, Kernel::WishedSums),
-        (ranks, Kernel::Rank),
-        (draws, Kernel::Draw),
-    ];
-    order.into_iter().filter_map(|(wanted, kernel)| wanted.then_some(kernel)).collect()
 }
 
 /// A request as kernels take it, with the range of its tokens seen.
@@ -354,6 +415,7 @@ mod tests {
     #[test]
     fn only_what_is_asked_for_is_launched() {
         use Kernel::{Draw, Largest, OwnSums, Penalise, Rank, WishedSums};
+        let kernels = |requests: &[Request<'_>]| Wishes::of(requests).kernels();
         assert_eq!(kernels(&[plain(Wish::Best), plain(Wish::Best)]), [Largest, OwnSums]);
         assert_eq!(kernels(&[plain(Wish::Best), plain(TOP_K)]), [Largest, OwnSums, Rank]);
         assert_eq!(kernels(&[plain(NUCLEUS)]), [Largest, OwnSums, WishedSums, Rank]);

@@ -21,6 +21,7 @@ use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
 use crate::scratch::Scratch;
 use crate::select::{Chooser, Formats, Server, norm_variant};
+use crate::stream::Blocks;
 use crate::tables::RopeTables;
 use crate::values::{Place, Values, row_stride};
 use crate::weights::Weights;
@@ -120,7 +121,19 @@ impl Runner<'_> {
         self.plan.policy.activations()
     }
 
-    fn launch<P: Copy>(&self, spec: &KernelSpec, launch: Launch, args: &P) -> Result<(), StepError> {
+    /// Launches a kernel with the arguments of its family.
+    pub fn launch<P: Copy>(&self, spec: &KernelSpec, launch: Launch, args: &P) -> Result<(), StepError> {
+        self.launch_as(spec, launch, args, Blocks::Independent)
+    }
+
+    /// Launches a kernel like [`Runner::launch`], whose blocks may wait for each other.
+    pub fn launch_as<P: Copy>(
+        &self,
+        spec: &KernelSpec,
+        launch: Launch,
+        args: &P,
+        blocks: Blocks,
+    ) -> Result<(), StepError> {
         let kernel = self.kernels.get(spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
         // SAFETY: every `Args` stands beside the `spec` of its family and mirrors the kernel's. Its addresses are those of
         // buffers that the session holds, sized for its limits, which the batch was checked against; strides and formats
@@ -128,8 +141,8 @@ impl Runner<'_> {
         // longer than its buffers.
         Ok(unsafe {
             match self.target {
-                LaunchTarget::Stream(stream) => stream.launch(kernel, launch, args),
-                LaunchTarget::Graph(recorder) => recorder.borrow_mut().add(kernel, launch, args),
+                LaunchTarget::Stream(stream) => stream.launch_as(kernel, launch, args, blocks),
+                LaunchTarget::Graph(recorder) => recorder.borrow_mut().add(kernel, launch, args, blocks),
             }
         }?)
     }

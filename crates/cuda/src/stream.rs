@@ -42,7 +42,7 @@ impl Starts {
 
 /// Whether blocks of a launch wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blocks {
+pub(crate) enum Blocks {
     Independent,
     /// The driver sees to it that all of them run at the same time.
     Together,
@@ -125,26 +125,14 @@ impl Stream {
         unsafe { self.launch_as(kernel, launch, args, Blocks::Independent) }
     }
 
-    /// Launches a kernel whose blocks wait for each other: all of them run at the same time.
+    /// Launches a kernel like [`Stream::launch`], whose blocks may wait for each other.
     ///
     /// # Safety
     /// As [`Stream::launch`].
     ///
     /// # Errors
-    /// As [`Stream::launch`], and where the device has no room for all blocks.
-    pub(crate) unsafe fn launch_together<P: Copy>(
-        &self,
-        kernel: &Kernel,
-        launch: Launch,
-        args: &P,
-    ) -> Result<(), CudaError> {
-        // SAFETY: the caller's.
-        unsafe { self.launch_as(kernel, launch, args, Blocks::Together) }
-    }
-
-    /// # Safety
-    /// As [`Stream::launch`].
-    unsafe fn launch_as<P: Copy>(
+    /// As [`Stream::launch`], and where they do and the device has no room for all of them.
+    pub(crate) unsafe fn launch_as<P: Copy>(
         &self,
         kernel: &Kernel,
         launch: Launch,
@@ -205,6 +193,18 @@ impl Stream {
     pub fn synchronize(&self) -> Result<(), CudaError> {
         // SAFETY: the stream lives.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|error| driver_error("running", error))
+    }
+
+    /// Whether everything asked for is done.
+    ///
+    /// # Errors
+    /// As [`Stream::synchronize`].
+    pub(crate) fn is_done(&self) -> Result<bool, CudaError> {
+        // SAFETY: the stream lives.
+        match unsafe { sys::cuStreamQuery(self.stream) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => answer.result().map(|()| true).map_err(|error| driver_error("running", error)),
+        }
     }
 
     /// Copies bytes to the device, and waits.

@@ -9,9 +9,10 @@ mod gpu;
 use decoder::Decoder;
 use mantissa_cuda::CudaOptions;
 use mantissa_numerics::policy::Preset;
-use mantissa_ops::backend::{Backend, LoadOptions, NoProgress, OverflowRule, Session};
+use mantissa_ops::backend::{Backend, LoadOptions, NextRun, NoProgress, OverflowRule, Session};
 use mantissa_ops::conformance::or_skip;
 use mantissa_ops::op::Heads;
+use mantissa_ops::reduction::{Request, Wish};
 use mantissa_ops::{Batch, Limits, Plan, SequenceRows};
 
 const PAGE: usize = 64;
@@ -27,7 +28,7 @@ const DECODER: Decoder = Decoder {
     bias: Some(0.3),
 };
 
-/// One token of each of some sequences, all at one position.
+/// One token of each of some sequences, all at one position, by itself and then behind the choice of another.
 fn decode(session: &mut dyn Session, sequences: usize, position: usize) {
     let pages = CONTEXT / PAGE;
     let table = |sequence: usize| (0..pages).map(|page| (sequence * pages + page) as u32).collect();
@@ -40,6 +41,11 @@ fn decode(session: &mut dyn Session, sequences: usize, position: usize) {
     let batch = Batch { tokens: &tokens, positions: &positions, sequences: &rows, outputs: &outputs };
     session.run(&batch).expect("a run");
     assert_eq!(session.logits().expect("logits").len(), sequences * DECODER.vocabulary);
+    let requests = vec![Request { penalties: None, wish: Wish::Best }; sequences];
+    let mut reduced = Vec::new();
+    assert_eq!(session.reduce_and_run(&requests, &mut reduced, &batch), Ok(NextRun::Started));
+    // Pages that nothing was written to are not finite.
+    assert!(reduced.iter().all(|row| row.chosen.is_some() || row.not_finite > 0));
 }
 
 #[test]

@@ -19,6 +19,11 @@ const SUM_THREADS: u32 = 256;
 /// Chunks that one block adds up.
 const SUM_CHUNKS: usize = 2;
 
+/// Words in front of a batch that [`Kernel::Largest`] brings; the first is the number of those that follow.
+pub const NEXT_HEAD: usize = 4;
+/// Words that there must be room for behind them.
+pub const LEAST_NEXT: usize = 4 * SPAN_THREADS as usize;
+
 /// One row's request; `sums` is 1 where weights are to be added up for top-p, 2 for a draw from all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -81,7 +86,7 @@ pub struct Args {
     pub next_host: u64,
     pub next_batch: u64,
     pub next_first: u32,
-    pub next_end: u32,
+    pub unused: u32,
 }
 
 /// The kernels, in the order in which they are launched.
