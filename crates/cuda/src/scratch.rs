@@ -38,11 +38,13 @@ pub(crate) struct ScratchSizes {
 /// Bytes of one step in a graph, measured on an H200 with the driver of CUDA 13.0: 0.57 MB for 147 steps.
 const GRAPH_STEP: usize = 4096;
 
-/// Bytes of the graphs that a session records when it is prepared.
+/// Bytes of the graphs that a session records when it is prepared: of each shape one of the run alone, and one of the run behind
+/// the choice of its tokens where there are logits. Those of the kernel for a token are small.
 fn graph_bytes(plan: &Plan, limits: &Limits, token: Option<&token::Sizes>) -> usize {
     let shapes = RepeatedShape::expected(limits).into_iter();
     let recorded = shapes.filter(|shape| token.is_none() || !shape.is_token());
-    recorded.count() * plan.steps.len() * GRAPH_STEP
+    let times = if reducer::shape(plan, limits).is_some() { 2 } else { 1 };
+    recorded.count() * times * plan.steps.len() * GRAPH_STEP
 }
 
 impl ScratchSizes {
