@@ -12,8 +12,12 @@
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int TILES = (GROUP + HEADS - 1) / HEADS;
-// Blocks of a multiprocessor that should have enough registers.
+// Blocks of a multiprocessor that should have enough registers: two where Hopper's compiler needs none in memory for it.
+#if __CUDA_ARCH__ == 900
 constexpr int RESIDENT = SHARED <= 112 * 1024 && WARPS >= 8 ? 2 : 1;
+#else
+constexpr int RESIDENT = 1;
+#endif
 // Values from one vector to the next in memory.
 constexpr int STRIDE = (DIM + PER_PACK - 1) / PER_PACK * PER_PACK;
 

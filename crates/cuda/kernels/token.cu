@@ -33,9 +33,11 @@ __device__ __forceinline__ void copy_phases(const TokenArgs& args, const Layout&
     const u64* from = reinterpret_cast<const u64*>(args.phases);
     for (u32 i = threadIdx.x; i < args.phase_count * sizeof(Phase) / 8; i += THREADS) to[i] = from[i];
     for (u32 i = threadIdx.x; i < args.phase_count; i += THREADS) {
-        const TileRange range = args.ranges[args.phases[i].range * gridDim.x + blockIdx.x];
-        const u32 pairs = maximum(div_ceil(args.phases[i].columns, 2 * SEGMENT), 1u);
+        const Phase& phase = args.phases[i];
+        const TileRange range = args.ranges[phase.range * gridDim.x + blockIdx.x];
+        const u32 pairs = maximum(div_ceil(phase.columns, 2 * SEGMENT), 1u);
         const_cast<Share*>(layout.shares)[i] = Share{range.first, range.count, pairs, 65536 / pairs + 1};
+        acquire_map(phase.kind == ATTENTION ? phase.cache_map : phase.weights);
     }
 }
 

@@ -123,7 +123,10 @@ struct Fills {
     __device__ __forceinline__ void hold(const Chain& chain, bool is_there, const Ring& ring, Held& held) const {
         if (has(chain) && !is_there) ring.wait(chain.fill);
         chain.weights.load(0, held);
-        if (has(chain)) ring.release(chain.fill);
+        u32 read = 0;
+#pragma unroll
+        for (u32 i = 0; i < STEPS * 4; ++i) read ^= held[i / 4][i % 4];
+        if (has(chain)) ring.release(chain.fill, read);
     }
     // Lanes 0, 4, ... have the sums of both segments.
     __device__ __forceinline__ void store(const Chain& chain, const Work& work, const float (&sums)[4]) const {
@@ -150,7 +153,7 @@ struct Fills {
                 multiply_two(chain.input, step, held[step], held[step + 1], sums);
                 multiply_two(next.input, step, two[0], two[1], next_sums);
             }
-            ring.release(next.fill);
+            ring.release(next.fill, bits_of(next_sums[0]));
             store(next, work, next_sums);
         }
         store(chain, work, sums);

@@ -76,7 +76,7 @@ __device__ __forceinline__ void logits_phase(
                 weights.load(step, two);
                 multiply_two(input, step, two[0], two[1], sums);
             }
-            ring.release(number);
+            ring.release(number, bits_of(sums[0]));
             total = total + sums[0];
             total = total + sums[3];
         }

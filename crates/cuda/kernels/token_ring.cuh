@@ -18,6 +18,12 @@ __device__ __forceinline__ bool barrier_is_done(u32 barrier, u32 parity) {
     return done != 0;
 }
 
+// Makes the block see a map as the host wrote it. The copy engine keeps maps in a cache of its own, which may still have one
+// that lay at the same address before, of a session that has ended.
+__device__ __forceinline__ void acquire_map(const TensorMap* map) {
+    asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+}
+
 // Starts copying a box, whose bytes `barrier` counts. It is read once, and may leave the second-level cache first.
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap* map, u32 x, u32 y, u32 z, u32 barrier) {
     const u64 evict_first = 0x12f0000000000000;
@@ -115,10 +121,12 @@ struct Ring {
         while (!has(fill)) patience.spend();
         return at(fill);
     }
-    // A consuming warp: it has read all of the fill.
-    __device__ __forceinline__ void release(u32 fill) const {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) {
+    // A consuming warp: it has read all of the fill. Where reads went to registers, `read` is computed from all of them, and
+    // which lane arrives depends on it: an arrival alone overtakes reads that are still on their way, and the copy engine then
+    // overwrites what they have yet to read.
+    __device__ __forceinline__ void release(u32 fill, u32 read) const {
+        const u32 lane = __shfl_sync(FULL_WARP, read, 0) % 32;
+        if (threadIdx.x % 32 == lane) {
             asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barriers + (SLOTS + fill % SLOTS) * 8) : "memory");
         }
     }

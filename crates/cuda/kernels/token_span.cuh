@@ -282,12 +282,16 @@ __device__ __forceinline__ void attend_span(
     load_query(area, query);
     Scores scores;
     compute_scores(span.keys, query, scores);
-    if (SPAN_FILLS == 2 && !has_stored(span)) ring.release(span.fill);
+    u32 read = 0;
+#pragma unroll
+    for (u32 n = 0; n < SPAN / 8; ++n) read ^= bits_of(scores.value[n][0]);
+    if (SPAN_FILLS == 2 && !has_stored(span)) ring.release(span.fill, read);
     Weights weights;
     compute_weights(area.scales[i], span.seen, args.scale, scores, area.section.softmax[i], weights);
     softmax_arrive();
     compute_outputs(span.values, weights, area.section.outputs[i]);
-    if (!has_stored(span)) ring.release(span.fill + SPAN_FILLS - 1);
+    __syncwarp();
+    if (!has_stored(span)) ring.release(span.fill + SPAN_FILLS - 1, 0);
 }
 
 // The same for fills into which the warp has stored, which is to be before what the copy engine stores next. That takes
@@ -295,5 +299,5 @@ __device__ __forceinline__ void attend_span(
 __device__ __forceinline__ void release_stored(const Ring& ring, const WarpSpan& span) {
     fence_copies();
 #pragma unroll
-    for (u32 part = 0; part < SPAN_FILLS; ++part) ring.release(span.fill + part);
+    for (u32 part = 0; part < SPAN_FILLS; ++part) ring.release(span.fill + part, 0);
 }
