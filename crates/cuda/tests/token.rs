@@ -146,7 +146,10 @@ fn every_run_has_the_same_bits() {
                     if !other.is_empty() {
                         wrong.push(format!(
                             "run {run} at {position} of {:?} in session {session}: {} logits, {}..={}",
-                            decoder.heads, other.len(), other[0], other[other.len() - 1]
+                            decoder.heads,
+                            other.len(),
+                            other[0],
+                            other[other.len() - 1]
                         ));
                     }
                 }
