@@ -12,7 +12,7 @@
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int TILES = (GROUP + HEADS - 1) / HEADS;
-// Blocks of a multiprocessor that should have enough registers: two where Hopper's compiler needs none in memory for it.
+// Blocks that a multiprocessor should have registers for: two on Hopper; for other architectures the compiler would spill.
 #if __CUDA_ARCH__ == 900
 constexpr int RESIDENT = SHARED <= 112 * 1024 && WARPS >= 8 ? 2 : 1;
 #else
