@@ -1,7 +1,7 @@
 //! A plan made ready for the CPU: packed weights, the KV cache, values and scratch; runs step after step.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mantissa_ops::backend::{
     LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError, Session, StepObserver, ValueReader,
@@ -9,7 +9,7 @@ use mantissa_ops::backend::{
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::RunRows;
-use mantissa_ops::{Op, Plan, TensorSource, ValueId};
+use mantissa_ops::{Grain, Op, Plan, Scope, ShapeClass, TensorSource, Trace, ValueId};
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::attention::AttentionWorkspace;
@@ -83,18 +83,12 @@ impl CpuSession {
         Ok(CpuSession { tier, pool, plan, limits, report, weights, values, rope, cache, scratch, rows })
     }
 
-    fn execute(
-        &mut self,
-        batch: &Batch<'_>,
-        mut observer: Option<&mut dyn StepObserver>,
-    ) -> Result<(), RunError> {
+    fn execute(&mut self, batch: &Batch<'_>, mut watch: impl Watch) -> Result<(), RunError> {
         batch.check(&self.limits, &self.plan.batch_rules())?;
         self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
         let plan = Arc::clone(&self.plan);
         for (index, step) in plan.steps.iter().enumerate() {
-            if let Some(observer) = observer.as_deref_mut() {
-                observer.before_step(index);
-            }
+            watch.before(index);
             let mut runner = Runner {
                 machine: Machine { tier: self.tier, pool: &self.pool },
                 weights: &self.weights,
@@ -108,11 +102,69 @@ impl CpuSession {
             runner
                 .step(&step.op)
                 .map_err(|error| RunError::Kernel { step: step.name.clone(), message: error.to_string() })?;
-            if let Some(observer) = observer.as_deref_mut() {
-                observer.after_step(index, self);
-            }
+            watch.after(index, self);
         }
         Ok(())
+    }
+}
+
+/// What looks on while steps run.
+trait Watch {
+    fn before(&mut self, step: usize);
+    fn after(&mut self, step: usize, values: &dyn ValueReader);
+}
+
+/// Nobody does.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn before(&mut self, _step: usize) {}
+    fn after(&mut self, _step: usize, _values: &dyn ValueReader) {}
+}
+
+impl Watch for &mut dyn StepObserver {
+    fn before(&mut self, step: usize) {
+        self.before_step(step);
+    }
+
+    fn after(&mut self, step: usize, values: &dyn ValueReader) {
+        self.after_step(step, values);
+    }
+}
+
+/// Reads the clock before and after every step.
+struct Stopwatch {
+    started: Instant,
+    /// Beginning and end of each.
+    times: Vec<(Duration, Duration)>,
+    begun: Duration,
+}
+
+impl Stopwatch {
+    fn start(steps: usize) -> Stopwatch {
+        let times = Vec::with_capacity(steps);
+        Stopwatch { started: Instant::now(), times, begun: Duration::ZERO }
+    }
+
+    fn trace(self, plan: &Plan, class: ShapeClass) -> Trace {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let scope = |(step, (begun, ended)): (usize, (Duration, Duration))| Scope {
+            step: Some(step),
+            kernel: plan.steps[step].kernel(class).kernel.clone(),
+            start: begun.as_secs_f64(),
+            seconds: (ended - begun).as_secs_f64(),
+        };
+        Trace { scopes: self.times.into_iter().enumerate().map(scope).collect(), seconds }
+    }
+}
+
+impl Watch for &mut Stopwatch {
+    fn before(&mut self, _step: usize) {
+        self.begun = self.started.elapsed();
+    }
+
+    fn after(&mut self, _step: usize, _values: &dyn ValueReader) {
+        self.times.push((self.begun, self.started.elapsed()));
     }
 }
 
@@ -216,11 +268,19 @@ impl Session for CpuSession {
     }
 
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
-        self.execute(batch, None)
+        self.execute(batch, Unwatched)
     }
 
     fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
-        self.execute(batch, Some(observer))
+        self.execute(batch, observer)
+    }
+
+    /// Every step is a scope: no two run at once, and none is launched with another.
+    fn run_traced(&mut self, batch: &Batch<'_>, _grain: Grain) -> Result<Trace, RunError> {
+        let mut stopwatch = Stopwatch::start(self.plan.steps.len());
+        self.execute(batch, &mut stopwatch)?;
+        let class = ShapeClass::of(batch.rows());
+        Ok(stopwatch.trace(&self.plan, class))
     }
 
     fn logits(&mut self) -> Result<&[f32], RunError> {

@@ -1,6 +1,7 @@
 //! What a backend is: contracts as data, a choice of kernels, and sessions that run plans.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mantissa_numerics::ConversionStats;
 use mantissa_numerics::Format;
@@ -14,6 +15,7 @@ use crate::plan::{Plan, ShapeClass};
 use crate::program::{Program, ValueId};
 use crate::reduction::{self, Reduced, Request};
 use crate::source::{SourceError, TensorSource};
+use crate::trace::{Grain, Scope, Trace};
 
 /// What a backend says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -294,6 +296,21 @@ pub trait Session: Send + ValueReader {
     /// # Errors
     /// As [`Session::run`].
     fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError>;
+
+    /// Runs all steps on the batch like [`Session::run`], waits for its results, and says what took how long. Nothing that is
+    /// computed differs; clocks are read around each scope. The default knows one scope: the whole run.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_traced(&mut self, batch: &Batch<'_>, grain: Grain) -> Result<Trace, RunError> {
+        let _ = grain;
+        let started = Instant::now();
+        self.run(batch)?;
+        self.logits()?;
+        let seconds = started.elapsed().as_secs_f64();
+        let whole = Scope { step: None, kernel: "all steps".to_owned(), start: 0.0, seconds };
+        Ok(Trace { scopes: vec![whole], seconds })
+    }
 
     /// Logits of the last run, `[outputs, vocabulary]`; empty where the program computes none.
     ///

@@ -15,6 +15,7 @@ pub mod reduction;
 pub mod reference;
 pub mod rope;
 pub mod source;
+pub mod trace;
 pub mod view;
 
 pub use backend::{
@@ -29,4 +30,5 @@ pub use plan::{Plan, PlanError, ShapeClass, Step};
 pub use program::{Program, ValueId, WeightId};
 pub use reference::{ReferenceBackend, ReferenceSession};
 pub use source::{RowOrder, SourceError, TensorSource};
+pub use trace::{Grain, Scope, Trace};
 pub use view::{View, ViewError};

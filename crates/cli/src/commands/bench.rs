@@ -1,22 +1,19 @@
 //! `mantissa bench`: speed against what the machine can do.
 
-mod bound;
-mod decode;
 mod measure;
 mod report;
-mod stats;
 
 use std::num::NonZeroUsize;
 
 use anyhow::{Result, bail};
 use mantissa::Options;
 use mantissa::numerics::{PrecisionPolicy, Preset};
+use mantissa_lab::decode::Decode;
 
 use crate::args::at_least_one;
 use crate::context::Context;
 use crate::model::ModelArgs;
 use crate::output;
-use decode::Decode;
 use measure::{Measured, Setup};
 use report::Report;
 

@@ -10,11 +10,11 @@ use mantissa::{Completion, GenerateOptions, Generator, Model, Options};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::bound::{Bound, Ceiling, READ_BYTES, Samples};
-use super::decode::{Decode, Window};
-use super::stats::Spread;
 use crate::context::Context;
 use crate::{memory, model};
+use mantissa_lab::ceiling::{Bound, Ceiling, READ_BYTES, Samples};
+use mantissa_lab::decode::{Decode, Window};
+use mantissa_lab::stats::Spread;
 
 /// Tokens generated to warm up.
 const WARM_UP: usize = 4;
@@ -116,7 +116,7 @@ impl Setup<'_> {
         let ceilings = self.backend.ceilings(READ_BYTES)?;
         ceilings.read()?;
         let prompt = |sequence: usize, length| random_ids(vocabulary, length, sequence);
-        decode.measure(generator, prompt, &*ceilings)
+        Ok(decode.measure(generator, prompt, &*ceilings)?)
     }
 
     fn repeat(&self, mut seconds: impl FnMut() -> Result<f64>) -> Result<Spread> {

@@ -10,12 +10,12 @@ use mantissa::ops::BackendInfo;
 use mantissa::ops::ceilings::Unit;
 use serde_json::{Map, Value, json};
 
-use super::bound::{Ceiling, Limit};
-use super::decode::Decode;
 use super::measure::{Measured, Row, Test};
-use super::stats::Spread;
 use crate::output;
 use crate::table::{self, Column};
+use mantissa_lab::ceiling::{Ceiling, Limit};
+use mantissa_lab::decode::Decode;
+use mantissa_lab::stats::Spread;
 
 /// Everything that was measured.
 pub struct Report<'a> {
@@ -210,15 +210,6 @@ impl Test {
             Test::Decode(Decode { tokens, after, sequences, .. }) => {
                 format!("decode {tokens} of {sequences} sequences after {after}")
             }
-        }
-    }
-}
-
-impl Limit {
-    fn unit(self) -> &'static str {
-        match self {
-            Limit::Multiply => "op/s",
-            Limit::Memory => "B/s",
         }
     }
 }

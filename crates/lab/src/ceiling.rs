@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result};
 use mantissa::numerics::contract::Family;
 use mantissa::ops::ceilings::Unit;
 use mantissa::ops::cost::RunShape;
 use mantissa::ops::{Backend, Plan, Step};
 
-use super::decode::Window;
-use super::stats::Spread;
+use crate::LabError;
+use crate::decode::Window;
+use crate::stats::Spread;
 
 /// Bytes that are read for a ceiling: far more than any cache holds.
 pub const READ_BYTES: usize = 1 << 30;
@@ -25,7 +25,10 @@ pub struct Samples {
 
 impl Samples {
     /// Measures how fast memory is read, and how fast the units multiply that a plan names.
-    pub fn take(&mut self, backend: &dyn Backend, plan: &Plan) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where the backend has no such ceiling, or its device fails.
+    pub fn take(&mut self, backend: &dyn Backend, plan: &Plan) -> Result<(), LabError> {
         let ceilings = backend.ceilings(READ_BYTES)?;
         // The first pass finds memory and clocks as somebody else left them.
         ceilings.read()?;
@@ -43,10 +46,15 @@ impl Samples {
     }
 
     /// The ceilings that they amount to.
-    pub fn ceiling(self) -> Result<Ceiling> {
-        let spread = |samples| Spread::of(samples).context("no ceilings were measured");
+    ///
+    /// # Errors
+    /// Where none were taken.
+    pub fn ceiling(self) -> Result<Ceiling, LabError> {
+        let spread = |samples| {
+            Spread::of(samples).ok_or(LabError::Unfinished { what: "ceilings", measured: 0, wanted: SAMPLES })
+        };
         let multiply = self.multiply.into_iter().map(|(unit, samples)| Ok((unit, spread(samples)?)));
-        Ok(Ceiling { read: spread(self.read)?, multiply: multiply.collect::<Result<_>>()? })
+        Ok(Ceiling { read: spread(self.read)?, multiply: multiply.collect::<Result<_, LabError>>()? })
     }
 }
 
@@ -68,9 +76,20 @@ pub enum Limit {
     Multiply,
 }
 
+impl Limit {
+    /// The unit of its rates.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Limit::Multiply => "op/s",
+            Limit::Memory => "B/s",
+        }
+    }
+}
+
 /// How much of the most was reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
+    /// What limits it.
     pub limit: Limit,
     /// Bytes or operations per second, at the median.
     pub achieved: f64,

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
 use mantissa::engine::sequence::EndOfText;
 use mantissa::ops::cost::{RunShape, SequenceShape};
 use mantissa::ops::{CeilingError, Ceilings};
 use mantissa::{Flow, GenerateOptions, Generator, Piece, Prompt};
+
+use crate::LabError;
 
 /// Tokens of each sequence that are not timed.
 const WARM_UP: usize = 4;
@@ -27,6 +28,7 @@ pub struct Decode {
 /// One repetition.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Window {
+    /// From the token before its first to its last.
     pub seconds: f64,
     /// Bytes per second of streaming reads around it.
     pub read: f64,
@@ -71,13 +73,16 @@ impl Decode {
 
     /// Decodes, and reads memory before and after each window: bandwidth drifts on shared machines, so that each window is
     /// held against its own. A window begins with the arrival of a token, not with the end of the reading: a device may
-    /// have computed the next one meanwhile.
+    /// have computed the next one meanwhile. `prompt` gives the tokens of a sequence, by its number and length.
+    ///
+    /// # Errors
+    /// Where the generation or the reading of memory fails, or ends before all windows were measured.
     pub fn measure(
         &self,
         generator: &mut Generator,
         prompt: impl Fn(usize, usize) -> Vec<u32>,
         ceilings: &dyn Ceilings,
-    ) -> Result<Vec<Window>> {
+    ) -> Result<Vec<Window>, LabError> {
         let prompts: Vec<Prompt> =
             (0..self.sequences).map(|sequence| Prompt::Ids(prompt(sequence, self.after))).collect();
         let options = GenerateOptions {
@@ -88,10 +93,11 @@ impl Decode {
         let mut meter = Meter::new(*self, ceilings);
         generator.generate_batch(&prompts, &options, |piece| meter.take(&piece))?;
         if let Some(error) = meter.failed {
-            return Err(error).context("the bandwidth of memory");
+            return Err(error.into());
         }
         if meter.windows.len() < self.repetitions {
-            bail!("{} of {} repetitions were measured", meter.windows.len(), self.repetitions);
+            let (measured, wanted) = (meter.windows.len(), self.repetitions);
+            return Err(LabError::Unfinished { what: "decode", measured, wanted });
         }
         Ok(meter.windows)
     }

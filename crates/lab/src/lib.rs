@@ -1,0 +1,11 @@
+//! The laboratory: everything that measures. Speed against the machine's ceilings, memory, and accuracy against the f64
+//! reference; on any machine, for any model.
+//!
+//! Nothing here reads the environment, prints, or knows about a command line: it takes values and returns values.
+
+pub mod ceiling;
+pub mod decode;
+mod error;
+pub mod stats;
+
+pub use error::LabError;
