@@ -9,6 +9,7 @@ use mantissa_ops::backend::{
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::RunRows;
+use mantissa_ops::trace::host_clock;
 use mantissa_ops::{Grain, Op, Plan, Scope, ShapeClass, TensorSource, Trace, ValueId};
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
@@ -154,7 +155,8 @@ impl Stopwatch {
             start: begun.as_secs_f64(),
             seconds: (ended - begun).as_secs_f64(),
         };
-        Trace { scopes: self.times.into_iter().enumerate().map(scope).collect(), seconds }
+        let scopes = self.times.into_iter().enumerate().map(scope).collect();
+        Trace { scopes, seconds, clock: host_clock() }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::plan::{Plan, ShapeClass};
 use crate::program::{Program, ValueId};
 use crate::reduction::{self, Reduced, Request};
 use crate::source::{SourceError, TensorSource};
-use crate::trace::{Grain, Scope, Trace};
+use crate::trace::{Grain, Scope, Trace, host_clock};
 
 /// What a backend says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -309,7 +309,7 @@ pub trait Session: Send + ValueReader {
         self.logits()?;
         let seconds = started.elapsed().as_secs_f64();
         let whole = Scope { step: None, kernel: "all steps".to_owned(), start: 0.0, seconds };
-        Ok(Trace { scopes: vec![whole], seconds })
+        Ok(Trace { scopes: vec![whole], seconds, clock: host_clock() })
     }
 
     /// Logits of the last run, `[outputs, vocabulary]`; empty where the program computes none.

@@ -1,5 +1,7 @@
 //! Scopes: what a run launched, and how long each of it took.
 
+use std::time::Instant;
+
 /// One launch of a kernel, or several that could not be told apart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scope {
@@ -24,13 +26,25 @@ pub enum Grain {
     Kernel,
 }
 
+/// Seconds between two readings of the host's clock with nothing in between: the smallest of several, as others run too.
+pub fn host_clock() -> f64 {
+    let reading = |_| {
+        let started = Instant::now();
+        started.elapsed()
+    };
+    (0..16).map(reading).min().unwrap_or_default().as_secs_f64()
+}
+
 /// The scopes of one run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
     /// In the order of their starts.
     pub scopes: Vec<Scope>,
-    /// Seconds from the start of the run until its last result was there.
+    /// Seconds from the start of the run until its last result was there, by the clock of whoever computes: on a device from
+    /// before its first copy until its last kernel has ended, without the host's part.
     pub seconds: f64,
+    /// Seconds between two readings of that clock with nothing in between. About as much is part of every scope's time.
+    pub clock: f64,
 }
 
 impl Trace {
