@@ -13,7 +13,7 @@ use mantissa_model::location::{EmbeddedFolder, Location};
 use mantissa_model::template::ChatTemplate;
 use mantissa_model::tokenizer::Tokenizer;
 use mantissa_ops::backend::NoProgress;
-use mantissa_ops::{Backend, MemoryUse, Plan, Progress};
+use mantissa_ops::{Backend, LoadOptions, MemoryUse, Plan, Progress, Session};
 
 use crate::error::Error;
 use crate::generator::Generator;
@@ -166,6 +166,24 @@ impl Model {
             recommended: recommended(self.checkpoint.generation_defaults()),
             checkpoint_end_ids: self.checkpoint.eos_token_ids().to_vec(),
         })
+    }
+
+    /// Makes the model ready to run batch by batch on `backend`, which the options ask for too, without an engine: for
+    /// measurements.
+    ///
+    /// # Errors
+    /// As [`Model::prepare`].
+    pub fn session(
+        &self,
+        options: &Options,
+        backend: &dyn Backend,
+        progress: &dyn Progress,
+    ) -> Result<Box<dyn Session>, Error> {
+        let plan = self.plan_on(options, backend)?;
+        let limits = engine_options(options, &plan).limits(&plan)?;
+        let load = LoadOptions { limits, overflow: options.overflow };
+        let prepared = backend.prepare(plan, &self.checkpoint, &load, progress);
+        prepared.map_err(|error| self.with_file(error.into()))
     }
 
     /// Adds the file to an error about one of its tensors.

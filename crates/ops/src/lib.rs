@@ -31,4 +31,4 @@ pub use program::{Program, ValueId, WeightId};
 pub use reference::{ReferenceBackend, ReferenceSession};
 pub use source::{RowOrder, SourceError, TensorSource};
 pub use trace::{Grain, Scope, Trace};
-pub use view::{View, ViewError};
+pub use view::{View, ViewError, WeightLayout};

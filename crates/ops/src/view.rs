@@ -2,6 +2,21 @@
 
 use mantissa_numerics::Format;
 
+/// How a session keeps a weight of `[rows, columns]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightLayout {
+    /// Row after row, of so many values each; those beyond the columns are padding.
+    Rows {
+        /// Values between the beginnings of two rows.
+        stride: usize,
+    },
+    /// So many rows side by side for each column, panel after panel.
+    Panels {
+        /// Rows of a panel.
+        rows: usize,
+    },
+}
+
 /// A read-only strided view of stored numbers. The format travels with the bytes; nothing reads them as another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View<'a> {
