@@ -71,6 +71,11 @@ pub struct Global {
     #[arg(long, global = true, value_name = "ISA", env = "MANTISSA_CPU_ISA", hide_env_values = true)]
     pub cpu_isa: Option<String>,
 
+    /// A kernel of the CPU that is taken only where it is named, in builds with the Cargo feature experimental:
+    /// wrong-rms-norm, which parity finds, or slow-matmul, which bench compare finds
+    #[arg(long, global = true, value_name = "NAME", env = "MANTISSA_EXPERIMENTAL", hide_env_values = true)]
+    pub experimental: Option<String>,
+
     /// Refuse a plan in which the numbers of a row could depend on what else is in its batch
     #[arg(long, global = true)]
     pub batch_invariant: bool,
@@ -245,6 +250,10 @@ mod tests {
         );
         explained("decode-variant", token::DecodeVariant::ALL.iter().map(|choice| choice.name()).collect());
         explained("smalln-max-n", vec![&products::Preferences::default().small_n_max.to_string()]);
+        explained(
+            "experimental",
+            mantissa::cpu::Experimental::ALL.iter().map(|kernel| kernel.name()).collect(),
+        );
         explained("cpu-isa", mantissa::cpu::Isa::ALL.iter().map(|isa| isa.name()).collect());
     }
 }

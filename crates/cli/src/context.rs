@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use mantissa::cpu::Isa;
+use mantissa::cpu::{Experimental, Isa};
 use mantissa::cuda::families::{products, softmax};
 use mantissa::cuda::preferences::UnknownPreference;
 use mantissa::cuda::{CudaError, CudaOptions};
@@ -37,6 +37,8 @@ pub struct Context {
     pub threads: Option<NonZeroUsize>,
     /// Instruction set asked for.
     pub cpu_isa: Option<Isa>,
+    /// Experimental kernel asked for.
+    experimental: Option<Experimental>,
     /// Whether to say more.
     pub verbosity: Verbosity,
     /// Ctrl-C.
@@ -58,6 +60,7 @@ impl Context {
     pub fn new(global: &Global, for_gpus: Vec<String>) -> Result<Context> {
         let policies = global.policy.iter().map(|text| policy(text)).collect::<Result<_>>()?;
         let isa = global.cpu_isa.as_deref().map(str::parse).transpose();
+        let experimental = global.experimental.as_deref().map(str::parse).transpose();
         let asked = global.device.parse().context("--device")?;
         let cuda = cuda_options(&global.gpu)?;
         if asked == Device::Cpu && !for_gpus.is_empty() {
@@ -72,6 +75,7 @@ impl Context {
             batch: if global.batch_invariant { BatchRule::Invariant } else { BatchRule::Any },
             threads: global.threads,
             cpu_isa: isa.context("--cpu-isa or MANTISSA_CPU_ISA")?,
+            experimental: experimental.context("--experimental or MANTISSA_EXPERIMENTAL")?,
             verbosity: if global.verbose { Verbosity::Verbose } else { Verbosity::Normal },
             interrupt: Interrupt::install()?,
         })
@@ -89,6 +93,7 @@ impl Context {
             device: self.device(),
             threads: self.threads,
             cpu_isa: self.cpu_isa,
+            experimental: self.experimental,
             cuda: self.cuda.clone(),
             batch: self.batch,
             ..Options::default()

@@ -7,7 +7,7 @@ use command::{json_of, mantissa};
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
 
-const PREFERENCES: [(&str, &str, &[&str]); 7] = [
+const PREFERENCES: [(&str, &str, &[&str]); 8] = [
     ("MANTISSA_MATMUL_BACKEND", "--matmul-backend", &["auto, cublaslt and own"]),
     ("MANTISSA_MATMUL_VARIANT", "--matmul-variant", &["auto, smalln and gemm"]),
     ("MANTISSA_SMALLN_MAX_N", "--smalln-max-n", &["0 to 65535"]),
@@ -15,6 +15,7 @@ const PREFERENCES: [(&str, &str, &[&str]); 7] = [
     ("MANTISSA_SOFTMAX_GROUP", "--softmax-group", &["auto, 32, 64 and 128"]),
     ("MANTISSA_DECODE_VARIANT", "--decode-variant", &["auto, graph and token"]),
     ("MANTISSA_CPU_ISA", "--cpu-isa", &["avx512", "avx2", "neon", "scalar"]),
+    ("MANTISSA_EXPERIMENTAL", "--experimental", &["wrong-rms-norm", "slow-matmul"]),
 ];
 
 #[test]
@@ -33,7 +34,7 @@ fn wrong_values_are_refused_with_the_right_ones() {
 
 #[test]
 fn right_values_are_taken() {
-    let values = ["cublaslt", "gemm", "8", "block", "64", "graph", "scalar"];
+    let values = ["cublaslt", "gemm", "8", "block", "64", "graph", "scalar", "slow-matmul"];
     let mut command = mantissa();
     for ((variable, _, _), value) in PREFERENCES.iter().zip(values) {
         command.env(variable, value);
@@ -80,4 +81,21 @@ fn variables_that_mean_nothing_are_named() {
     mantissa().args(["plan", "--device", "cpu"]).env("MANTISSA_MATMUL_BAKCEND", "own").assert().stderr(
         contains("warning: MANTISSA_MATMUL_BAKCEND means nothing").and(contains("MANTISSA_POLICY").not()),
     );
+}
+
+#[test]
+fn a_plan_names_experimental_kernels_where_they_compute() {
+    let kernels = |name: &str| {
+        let plan = json_of(mantissa().args(["plan", "--device", "cpu", "--json", "--experimental", name]));
+        let steps = plan["steps"].as_array().expect("steps").clone();
+        let named =
+            |step: &&serde_json::Value| step["kernel"].as_str().is_some_and(|kernel| kernel.contains(name));
+        let mut ops: Vec<String> =
+            steps.iter().filter(named).map(|step| step["op"].as_str().expect("an op").to_owned()).collect();
+        ops.sort();
+        ops.dedup();
+        ops
+    };
+    assert_eq!(kernels("wrong-rms-norm"), ["rms_norm"]);
+    assert_eq!(kernels("slow-matmul"), ["ffn", "logits", "matmul", "qkv"]);
 }

@@ -50,7 +50,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let isa = arguments.next().map_or(Ok(Isa::detect()), |text| text.parse())?;
     let rows = arguments.next().unwrap_or_else(|| "1,512".into());
     let rows = rows.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-    let backend = CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa) })?;
+    let backend =
+        CpuBackend::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() })?;
     let mut bench = Bench { backend, scratch: MatmulScratch::default() };
     println!("{threads} threads, {isa}");
     for format in [Format::Bf16, Format::F16, Format::F32] {

@@ -11,9 +11,10 @@ use mantissa_ops::{CeilingError, Ceilings, Op, Plan, Program, ShapeClass, Tensor
 
 use crate::ceilings::{CpuCeilings, ReadProbe};
 use crate::contracts::contracts;
+use crate::experimental::{Experimental, Kernels};
 use crate::isa::{Isa, Tier, UnavailableIsa};
 use crate::pool::{Pool, PoolError};
-use crate::session::CpuSession;
+use crate::session::{CpuSession, SessionMachine};
 
 /// How to run on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct CpuOptions {
     pub threads: Option<NonZeroUsize>,
     /// Instruction set; the best where none is given.
     pub isa: Option<Isa>,
+    /// A kernel to take in the place of the usual one; nothing where none is given.
+    pub experimental: Option<Experimental>,
 }
 
 /// The CPU cannot be used as asked.
@@ -40,6 +43,7 @@ pub struct CpuBackend {
     tier: Tier,
     pool: Arc<Pool>,
     contracts: Vec<OpContract>,
+    experimental: Option<Experimental>,
 }
 
 impl CpuBackend {
@@ -54,7 +58,8 @@ impl CpuBackend {
         };
         let threads = options.threads.unwrap_or_else(Pool::default_threads);
         let pool = Arc::new(Pool::new(threads)?);
-        Ok(CpuBackend { tier, pool, contracts: contracts(CpuBackend::bf16_subnormals(tier.isa())) })
+        let contracts = contracts(CpuBackend::bf16_subnormals(tier.isa()));
+        Ok(CpuBackend { tier, pool, contracts, experimental: options.experimental })
     }
 
     /// The threads.
@@ -105,10 +110,11 @@ impl Backend for CpuBackend {
             Compute::None => "copy",
         };
         let (variant, why) = variant(op, class);
-        KernelChoice {
+        let usual = KernelChoice {
             kernel: format!("{}.{compute}.{}{variant}", op.family(), self.tier.isa()),
             why: why.to_owned(),
-        }
+        };
+        self.experimental.and_then(|kernel| kernel.choice(op, &usual)).unwrap_or(usual)
     }
 
     fn ceilings(&self, bytes: usize) -> Result<Box<dyn Ceilings + '_>, CeilingError> {
@@ -123,8 +129,12 @@ impl Backend for CpuBackend {
         options: &LoadOptions,
         progress: &dyn Progress,
     ) -> Result<Box<dyn Session>, PrepareError> {
-        let session =
-            CpuSession::prepare(self.tier, Arc::clone(&self.pool), plan, source, options, progress)?;
+        let machine = SessionMachine {
+            tier: self.tier,
+            pool: Arc::clone(&self.pool),
+            kernels: Kernels::new(self.experimental),
+        };
+        let session = CpuSession::prepare(machine, plan, source, options, progress)?;
         Ok(Box::new(session))
     }
 }

@@ -13,6 +13,7 @@ mod disjoint;
 pub mod elements;
 pub mod elementwise;
 pub mod embedding;
+pub mod experimental;
 pub mod isa;
 pub mod matmul;
 pub mod norm;
@@ -30,5 +31,6 @@ mod values;
 mod weights;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions};
+pub use experimental::Experimental;
 pub use isa::{Isa, Tier};
 pub use pool::{Pool, Task};

@@ -15,6 +15,7 @@ use mantissa_ops::{Grain, Op, Plan, Scope, ShapeClass, TensorSource, Trace, Valu
 use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::attention::AttentionWorkspace;
 use crate::cache::{CacheError, KvCache};
+use crate::experimental::Kernels;
 use crate::isa::Tier;
 use crate::matmul::MatmulScratch;
 use crate::operands::Machine;
@@ -37,10 +38,16 @@ pub(crate) struct Scratch {
     pub attention: Vec<(mantissa_ops::op::Heads, AttentionWorkspace)>,
 }
 
+/// What a session computes with.
+pub(crate) struct SessionMachine {
+    pub tier: Tier,
+    pub pool: Arc<Pool>,
+    pub kernels: Kernels,
+}
+
 /// A prepared plan.
 pub(crate) struct CpuSession {
-    tier: Tier,
-    pool: Arc<Pool>,
+    machine: SessionMachine,
     plan: Arc<Plan>,
     limits: Limits,
     report: LoadReport,
@@ -55,8 +62,7 @@ pub(crate) struct CpuSession {
 impl CpuSession {
     /// Loads weights and allocates everything.
     pub fn prepare(
-        tier: Tier,
-        pool: Arc<Pool>,
+        machine: SessionMachine,
         plan: Arc<Plan>,
         source: &dyn TensorSource,
         options: &LoadOptions,
@@ -67,10 +73,11 @@ impl CpuSession {
         check_kinds(&plan.program)?;
         let started = Instant::now();
         let mut report = LoadReport::default();
-        let loader = Loader { pool: &pool, source, overflow: options.overflow, progress };
+        let pool = &machine.pool;
+        let loader = Loader { pool, source, overflow: options.overflow, progress };
         let weights = Weights::load(&plan, &loader, &mut report)?;
         let rope = match &plan.program.rope {
-            Some(spec) => Some(RopeTables::new(spec, limits.context, &pool).map_err(rope_error)?),
+            Some(spec) => Some(RopeTables::new(spec, limits.context, pool).map_err(rope_error)?),
             None => None,
         };
         let cache = match plan.program.cache {
@@ -78,10 +85,10 @@ impl CpuSession {
             None => None,
         };
         let values = Values::new(&plan, &limits)?;
-        let scratch = Scratch::new(&plan, &limits, &pool)?;
+        let scratch = Scratch::new(&plan, &limits, pool)?;
         report.seconds = started.elapsed().as_secs_f64();
         let rows = RunRows::default();
-        Ok(CpuSession { tier, pool, plan, limits, report, weights, values, rope, cache, scratch, rows })
+        Ok(CpuSession { machine, plan, limits, report, weights, values, rope, cache, scratch, rows })
     }
 
     fn execute(&mut self, batch: &Batch<'_>, mut watch: impl Watch) -> Result<(), RunError> {
@@ -91,7 +98,8 @@ impl CpuSession {
         for (index, step) in plan.steps.iter().enumerate() {
             watch.before(index);
             let mut runner = Runner {
-                machine: Machine { tier: self.tier, pool: &self.pool },
+                machine: Machine { tier: self.machine.tier, pool: &self.machine.pool },
+                kernels: self.machine.kernels,
                 weights: &self.weights,
                 values: &mut self.values,
                 rope: self.rope.as_ref(),

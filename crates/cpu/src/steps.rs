@@ -10,10 +10,10 @@ use crate::cache::KvCache;
 use crate::elements::{Elements, ElementsError, ElementsMut};
 use crate::elementwise::{AddArgs, add, add_assign};
 use crate::embedding::{EmbeddingArgs, TokenTable, embedding};
-use crate::matmul::{Epilogue, Matmul, MatmulError, Residual, ResidualValues, matmul};
-use crate::norm::{RmsNormArgs, rms_norm};
+use crate::experimental::{Kernels, MatmulKernel};
+use crate::matmul::{Epilogue, Matmul, MatmulError, Residual, ResidualValues};
+use crate::norm::RmsNormArgs;
 use crate::operands::{Machine, OperandError};
-use crate::pack::PackedMatrix;
 use crate::qkv::{HeadNormWeights, QkvArgs, qkv_epilogue};
 use crate::rope::{RopeArgs, RopeTables, rope};
 use crate::sdpa::{SdpaArgs, sdpa};
@@ -44,6 +44,7 @@ impl From<ElementsError> for StepError {
 /// What a step works with.
 pub(crate) struct Runner<'a> {
     pub machine: Machine<'a>,
+    pub kernels: Kernels,
     pub weights: &'a Weights,
     pub values: &'a mut Values,
     pub rope: Option<&'a RopeTables>,
@@ -84,6 +85,7 @@ impl Runner<'_> {
 
     fn rms_norm(&mut self, op: &op::RmsNorm) -> Result<(), StepError> {
         let weight = Elements::F32(self.weights.vector(op.weight));
+        let rms_norm = self.kernels.rms_norm;
         match op.residual {
             None => {
                 let ([input], out) = self.values.disjoint([op.input], op.out, self.rows)?;
@@ -146,7 +148,8 @@ impl Runner<'_> {
             }
         };
         let epilogue = Epilogue::Store { out, alpha: op.alpha, bias, residual };
-        self.scratch.product(self.machine, weights, input, self.rows.tokens, epilogue)
+        let product = Matmul { weights, input, rows: self.rows.tokens, epilogue };
+        self.scratch.product(self.machine, self.kernels.matmul, product)
     }
 
     fn qkv(&mut self, op: &op::Qkv) -> Result<(), StepError> {
@@ -157,7 +160,7 @@ impl Runner<'_> {
         let rows = self.rows.tokens;
         let products = &mut floats(products)[..rows * weights.rows()];
         let epilogue = Epilogue::F32 { out: products };
-        let Machine { tier, pool } = self.machine;
+        let (Machine { tier, pool }, matmul) = (self.machine, self.kernels.matmul);
         matmul(pool, tier, scratch, Matmul { weights, input, rows, epilogue })?;
         let vector = |id| Elements::F32(self.weights.vector(id));
         let args = QkvArgs {
@@ -203,7 +206,9 @@ impl Runner<'_> {
     fn swiglu(&mut self, op: &op::SwiGlu) -> Result<(), StepError> {
         let weights = self.weights.matrix(op.weight);
         let ([input], out) = self.values.disjoint([op.input], op.out, self.rows)?;
-        self.scratch.product(self.machine, weights, input, self.rows.tokens, Epilogue::SwiGlu { out })
+        let epilogue = Epilogue::SwiGlu { out };
+        let product = Matmul { weights, input, rows: self.rows.tokens, epilogue };
+        self.scratch.product(self.machine, self.kernels.matmul, product)
     }
 
     fn ffn(&mut self, op: &op::Ffn) -> Result<(), StepError> {
@@ -211,7 +216,7 @@ impl Runner<'_> {
         let rows = self.rows.tokens;
         let format = self.values.format(op.input);
         let bytes = rows * down.columns() * format.bytes();
-        let Machine { tier, pool } = self.machine;
+        let (Machine { tier, pool }, matmul) = (self.machine, self.kernels.matmul);
         let Scratch { matmul: scratch, activations, .. } = &mut *self.scratch;
         let intermediate = &mut activations[..bytes];
         let input = self.values.get(op.input, self.rows)?;
@@ -257,7 +262,7 @@ impl Runner<'_> {
         let ElementsMut::F32(out) = self.values.get_mut(op.out, self.rows)? else {
             return Err(StepError::Missing("f32 logits"));
         };
-        let Machine { tier, pool } = self.machine;
+        let (Machine { tier, pool }, matmul) = (self.machine, self.kernels.matmul);
         let epilogue = Epilogue::F32 { out };
         let rows = self.rows.outputs;
         Ok(matmul(pool, tier, &mut self.scratch.matmul, Matmul { weights, input, rows, epilogue })?)
@@ -268,13 +273,10 @@ impl Scratch {
     fn product(
         &mut self,
         machine: Machine<'_>,
-        weights: &PackedMatrix,
-        input: Elements<'_>,
-        rows: usize,
-        epilogue: Epilogue<'_>,
+        kernel: MatmulKernel,
+        product: Matmul<'_>,
     ) -> Result<(), StepError> {
-        let product = Matmul { weights, input, rows, epilogue };
-        Ok(matmul(machine.pool, machine.tier, &mut self.matmul, product)?)
+        Ok(kernel(machine.pool, machine.tier, &mut self.matmul, product)?)
     }
 }
 

@@ -6,7 +6,7 @@ use mantissa_cpu::{CpuBackend, CpuOptions, Isa};
 
 /// The backend on two threads, so that every kernel is split.
 fn backend(isa: Isa) -> CpuBackend {
-    let options = CpuOptions { threads: NonZeroUsize::new(2), isa: Some(isa) };
+    let options = CpuOptions { threads: NonZeroUsize::new(2), isa: Some(isa), ..CpuOptions::default() };
     CpuBackend::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 

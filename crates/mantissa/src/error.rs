@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mantissa_cpu::CpuError;
+use mantissa_cpu::{CpuError, Experimental};
 use mantissa_cuda::CudaError;
 use mantissa_engine::engine::EngineError;
 use mantissa_engine::evaluation::{LikelihoodError, WindowError};
@@ -15,6 +15,8 @@ use mantissa_model::hub::HubError;
 use mantissa_model::template::TemplateError;
 use mantissa_model::tokenizer::TokenizerError;
 use mantissa_ops::plan::BatchDependent;
+
+use crate::options::Device;
 
 /// Everything that this crate's functions return as an error.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,8 @@ pub enum Error {
     Template(#[from] TemplateError),
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    #[error("{kernel} is a kernel of the cpu, and {device} is to compute; choose the device cpu")]
+    ExperimentalElsewhere { kernel: Experimental, device: Device },
     #[error(transparent)]
     Cuda(#[from] CudaError),
     #[error(transparent)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
-use mantissa_cpu::{CpuBackend, CpuOptions, Isa};
+use mantissa_cpu::{CpuBackend, CpuOptions, Experimental, Isa};
 use mantissa_cuda::{CudaBackend, CudaError, CudaOptions};
 use mantissa_engine::sampling::SamplingOptions;
 use mantissa_engine::sequence::EndOfText;
@@ -78,6 +78,8 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// Instruction set of the processor; the best it has where none is given.
     pub cpu_isa: Option<Isa>,
+    /// An experimental kernel of the processor to take in the place of the usual one.
+    pub experimental: Option<Experimental>,
     /// Where compiled kernels of a GPU are kept, where its libraries are, and which kernels are preferred.
     pub cuda: CudaOptions,
     /// Whether the numbers of a row may depend on what else is in its batch.
@@ -104,17 +106,25 @@ impl Options {
     /// Where the machine does not have it.
     pub fn backend(&self) -> Result<Box<dyn Backend>, Error> {
         let cuda = |ordinal| CudaBackend::new(ordinal, &self.cuda);
+        let not_there = |device| self.experimental.map(|kernel| Error::ExperimentalElsewhere { kernel, device });
         match self.device {
-            Device::Cuda(ordinal) => return Ok(Box::new(cuda(ordinal)?)),
+            Device::Cuda(ordinal) => match not_there(self.device) {
+                Some(error) => return Err(error),
+                None => return Ok(Box::new(cuda(ordinal)?)),
+            },
             Device::Auto => match cuda(0) {
-                Ok(gpu) => return Ok(Box::new(gpu)),
+                Ok(gpu) => return not_there(Device::Cuda(0)).map_or(Ok(Box::new(gpu)), Err),
                 // A library that was asked for by name is not done without.
                 Err(error @ CudaError::CublasLtMissing { .. }) => return Err(error.into()),
                 Err(_) => {}
             },
             Device::Cpu => {}
         }
-        Ok(Box::new(CpuBackend::new(CpuOptions { threads: self.threads, isa: self.cpu_isa })?))
+        Ok(Box::new(CpuBackend::new(CpuOptions {
+            threads: self.threads,
+            isa: self.cpu_isa,
+            experimental: self.experimental,
+        })?))
     }
 
     /// The device that they mean: the one named, or what [`Device::Auto`] stands for here.
