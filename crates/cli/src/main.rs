@@ -6,7 +6,7 @@ mod context;
 mod environment;
 mod ids;
 mod interrupt;
-mod memory;
+mod measuring;
 mod model;
 mod output;
 mod sampling;

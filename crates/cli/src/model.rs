@@ -8,6 +8,7 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use mantissa::model::hub::DownloadProgress;
 use mantissa::numerics::ConversionStats;
+use mantissa::ops::LoadReport;
 use mantissa::ops::backend::{OverflowRule, Progress};
 use mantissa::{Generator, Location, Model, Options};
 
@@ -66,7 +67,7 @@ pub fn locate(name: &str) -> Result<Location> {
 pub fn prepare(model: &Model, options: &Options, context: &Context) -> Result<Generator> {
     let generator = model.prepare_with_progress(options, &Bar(output::byte_bar("Loading")))?;
     if context.verbosity == Verbosity::Verbose || std::io::stderr().is_terminal() {
-        for line in conversions(&generator) {
+        for line in conversions(generator.report()) {
             writeln!(output::stderr(), "{line}")?;
         }
     }
@@ -74,9 +75,9 @@ pub fn prepare(model: &Model, options: &Options, context: &Context) -> Result<Ge
 }
 
 /// What loading converted: one line for each pair of formats.
-fn conversions(generator: &Generator) -> Vec<String> {
+pub fn conversions(report: &LoadReport) -> Vec<String> {
     let mut pairs: BTreeMap<(String, String), (usize, ConversionStats)> = BTreeMap::new();
-    for conversion in &generator.report().conversions {
+    for conversion in &report.conversions {
         let key = (conversion.from.to_string(), conversion.to.to_string());
         let (tensors, stats) = pairs.entry(key).or_default();
         *tensors += 1;

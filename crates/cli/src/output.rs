@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use mantissa_lab::LabError;
 
 use crate::interrupt::{self, Interrupted};
 
@@ -38,7 +39,8 @@ pub fn json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Prints an error, one problem a line with its causes, and gives the exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    if error.is::<Interrupted>() {
+    let cancelled = matches!(error.downcast_ref(), Some(LabError::Cancelled));
+    if error.is::<Interrupted>() || cancelled {
         return ExitCode::from(interrupt::EXIT_CODE);
     }
     let closed = |cause: &(dyn std::error::Error + 'static)| {
@@ -91,9 +93,13 @@ pub fn count_bar(label: impl Into<Cow<'static, str>>, things: &str) -> ProgressB
     bar
 }
 
-/// A line on standard error that says what is being done, drawn only on a terminal.
-pub fn spinner() -> ProgressBar {
-    ProgressBar::with_draw_target(None, target())
+/// A bar over the parts of a measurement, on standard error, drawn only on a terminal.
+pub fn measuring_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), target());
+    if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {pos}/{len} {elapsed} {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
 }
 
 fn target() -> ProgressDrawTarget {

@@ -6,7 +6,9 @@ use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::cost::RunShape;
 use mantissa::{Completion, Generator, Options, Timings};
 
-use crate::{memory, output};
+use mantissa_lab::memory;
+
+use crate::output;
 
 /// Bytes that the bandwidth is measured with: far beyond the caches, and quick.
 const READ_BYTES: usize = 256 << 20;

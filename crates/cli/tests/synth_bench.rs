@@ -124,9 +124,13 @@ fn bench_states_everything_in_every_row() {
         assert_eq!(tests, ["prefill", "prefill", "decode"]);
         for row in rows {
             assert_eq!(row["policy"], policy["policy"]);
-            assert_eq!(row["threads"], 2);
+            assert_eq!(row["machine"]["threads"], 2);
             assert!(row["contract"].as_str().is_some_and(|contract| contract.contains(compute)), "{row}");
-            assert!(row["device"].is_string() && row["isa"].is_string());
+            for key in ["backend", "device", "features", "version", "commit"] {
+                assert!(row["machine"][key].as_str().is_some_and(|text| !text.is_empty()), "{key} of {row}");
+            }
+            assert_eq!(row["repetitions"].as_array().map(Vec::len), Some(2), "{row}");
+            assert_eq!(row["first_token_seconds"].is_object(), row["test"] == "prefill", "{row}");
             let speed = &row["tokens_per_second"];
             let [min, median, max] =
                 ["min", "median", "max"].map(|key| speed[key].as_f64().expect("a number"));

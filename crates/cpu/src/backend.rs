@@ -92,6 +92,7 @@ impl Backend for CpuBackend {
             name: "cpu".to_owned(),
             device: device_name(),
             features: self.tier.isa().name().to_owned(),
+            driver: None,
             threads: Some(self.pool.threads()),
             prompt_rows: 512,
         }

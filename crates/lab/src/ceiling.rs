@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mantissa::numerics::contract::Family;
 use mantissa::ops::ceilings::Unit;
 use mantissa::ops::cost::RunShape;
-use mantissa::ops::{Backend, Plan, Step};
+use mantissa::ops::{Backend, Ceilings, Plan, Step};
 
 use crate::LabError;
 use crate::decode::Window;
@@ -45,6 +45,30 @@ impl Samples {
         Ok(())
     }
 
+    /// Takes one sample, for measurements that are held against the ceilings around them.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn add(&mut self, ceilings: &dyn Ceilings, plan: &Plan) -> Result<(), LabError> {
+        self.read.push(ceilings.read()?);
+        let units: BTreeSet<Unit> = multiplying(plan).map(|step| Unit::of(&step.contract)).collect();
+        for unit in units {
+            self.multiply.entry(unit).or_default().push(ceilings.multiply(unit)?);
+        }
+        Ok(())
+    }
+
+    /// The ceilings around what was measured between two samples.
+    ///
+    /// # Errors
+    /// Where there are no such samples.
+    pub fn between(&self, first: usize, second: usize) -> Result<Ceiling, LabError> {
+        let of =
+            |samples: &Vec<f64>| [first, second].iter().filter_map(|&at| samples.get(at).copied()).collect();
+        let multiply = self.multiply.iter().map(|(&unit, samples)| (unit, of(samples)));
+        Samples { read: of(&self.read), multiply: multiply.collect() }.ceiling()
+    }
+
     /// The ceilings that they amount to.
     ///
     /// # Errors
@@ -77,6 +101,14 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// In words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Limit::Multiply => "multiply-add rate",
+            Limit::Memory => "memory bandwidth",
+        }
+    }
+
     /// The unit of its rates.
     pub const fn unit(self) -> &'static str {
         match self {
@@ -97,6 +129,24 @@ pub struct Bound {
     pub ceiling: f64,
     /// How much of the ceiling was reached; of decode the median of the windows, each with its own ceiling.
     pub share: f64,
+}
+
+impl Bound {
+    /// The medians of bounds, of those with the limit that most of them have.
+    pub fn median(bounds: &[Bound]) -> Option<Bound> {
+        let of_memory = bounds.iter().filter(|bound| bound.limit == Limit::Memory).count();
+        let limit = if 2 * of_memory > bounds.len() { Limit::Memory } else { Limit::Multiply };
+        let of = |value: fn(&Bound) -> f64| {
+            let alike = bounds.iter().filter(|bound| bound.limit == limit);
+            Some(Spread::of(alike.map(value).collect())?.median)
+        };
+        Some(Bound {
+            limit,
+            achieved: of(|bound| bound.achieved)?,
+            ceiling: of(|bound| bound.ceiling)?,
+            share: of(|bound| bound.share)?,
+        })
+    }
 }
 
 impl Ceiling {
@@ -138,7 +188,9 @@ impl Ceiling {
                 share: products.seconds / window.seconds,
             });
         }
-        [median(&read)?, median(&multiply)?].into_iter().max_by(|a, b| a.share.total_cmp(&b.share))
+        [Bound::median(&read)?, Bound::median(&multiply)?]
+            .into_iter()
+            .max_by(|a, b| a.share.total_cmp(&b.share))
     }
 
     /// Operations of linear layers and attention, and the seconds that they take at the peak rate of each one's
@@ -160,17 +212,6 @@ struct Products {
     operations: f64,
     /// At the peak rates.
     seconds: f64,
-}
-
-/// The medians of bounds with the same limit.
-fn median(bounds: &[Bound]) -> Option<Bound> {
-    let of = |value: fn(&Bound) -> f64| Some(Spread::of(bounds.iter().map(value).collect())?.median);
-    Some(Bound {
-        limit: bounds.first()?.limit,
-        achieved: of(|bound| bound.achieved)?,
-        ceiling: of(|bound| bound.ceiling)?,
-        share: of(|bound| bound.share)?,
-    })
 }
 
 /// The steps that are matrix products or attention.

@@ -54,6 +54,14 @@ impl Window {
 const LEAST_PROMPT_ROWS: usize = 512;
 
 impl Decode {
+    /// The shape of a step at a context of so many tokens, the new one included.
+    pub fn shape(&self, context: usize) -> RunShape {
+        RunShape {
+            sequences: vec![SequenceShape { rows: 1, context }; self.sequences],
+            outputs: self.sequences,
+        }
+    }
+
     /// The longest context that a sequence reaches.
     pub fn context(&self) -> usize {
         self.after + self.generated()

@@ -18,6 +18,8 @@ pub enum LabError {
     Run(#[from] RunError),
     #[error(transparent)]
     Ceiling(#[from] CeilingError),
+    #[error("interrupted")]
+    Cancelled,
     #[error("{measured} of {wanted} repetitions of {what} were measured")]
     Unfinished { what: &'static str, measured: usize, wanted: usize },
 }

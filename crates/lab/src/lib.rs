@@ -3,9 +3,13 @@
 //!
 //! Nothing here reads the environment, prints, or knows about a command line: it takes values and returns values.
 
+pub mod bench;
 pub mod ceiling;
 pub mod decode;
 mod error;
+pub mod machine;
+pub mod memory;
+pub mod progress;
 pub mod stats;
 
 pub use error::LabError;

@@ -12,10 +12,11 @@ use crate::batch::{Batch, BatchError, Limits};
 use crate::ceilings::{CeilingError, Ceilings};
 use crate::op::Op;
 use crate::plan::{Plan, ShapeClass};
-use crate::program::{Program, ValueId};
+use crate::program::{Program, ValueId, WeightId};
 use crate::reduction::{self, Reduced, Request};
 use crate::source::{SourceError, TensorSource};
 use crate::trace::{Grain, Scope, Trace, host_clock};
+use crate::view::WeightLayout;
 
 /// What a backend says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct BackendInfo {
     pub device: String,
     /// The instruction set or compute capability in use.
     pub features: String,
+    /// Version of the device's driver, where it has one.
+    pub driver: Option<String>,
     /// Threads, where the backend has them.
     pub threads: Option<usize>,
     /// Rows of a batch that are enough for full speed: as many tokens of a prompt are run together.
@@ -310,6 +313,23 @@ pub trait Session: Send + ValueReader {
         let seconds = started.elapsed().as_secs_f64();
         let whole = Scope { step: None, kernel: "all steps".to_owned(), start: 0.0, seconds };
         Ok(Trace { scopes: vec![whole], seconds, clock: host_clock() })
+    }
+
+    /// The first row of the last run's batch that this step computed; those before it were left out, as [`Session::run`]
+    /// may.
+    fn first_row(&self, step: usize) -> usize {
+        let _ = step;
+        0
+    }
+
+    /// Values between the beginnings of two rows of a value: its width, or more where rows are padded.
+    fn row_stride(&self, value: ValueId) -> usize {
+        self.plan().program.value(value).width
+    }
+
+    /// How a weight lies in memory.
+    fn weight_layout(&self, weight: WeightId) -> WeightLayout {
+        WeightLayout::Rows { stride: self.plan().program.weight(weight).columns }
     }
 
     /// Logits of the last run, `[outputs, vocabulary]`; empty where the program computes none.

@@ -95,6 +95,7 @@ impl Backend for ReferenceBackend {
                 Rounding::Exact => "exact".into(),
                 Rounding::AsContract => "as the contract says".into(),
             },
+            driver: None,
             threads: Some(1),
             prompt_rows: 512,
         }

@@ -136,6 +136,7 @@ impl Backend for SingleBackend {
             name: "single".into(),
             device: "test".into(),
             features: String::new(),
+            driver: None,
             threads: None,
             prompt_rows: 512,
         }

@@ -1,6 +1,5 @@
 //! `mantissa bench`: speed against what the machine can do.
 
-mod measure;
 mod report;
 
 use std::num::NonZeroUsize;
@@ -8,13 +7,16 @@ use std::num::NonZeroUsize;
 use anyhow::{Result, bail};
 use mantissa::Options;
 use mantissa::numerics::{PrecisionPolicy, Preset};
+use mantissa_lab::LabError;
+use mantissa_lab::bench::generation::Setup;
 use mantissa_lab::decode::Decode;
+use mantissa_lab::machine::Machine;
 
 use crate::args::at_least_one;
-use crate::context::Context;
+use crate::context::{Context, Verbosity};
+use crate::measuring::{self, Measuring};
 use crate::model::ModelArgs;
 use crate::output;
-use measure::{Measured, Setup};
 use report::Report;
 
 /// Prompts that are measured where none are named, as far as the model's context goes.
@@ -32,9 +34,9 @@ Examples:
   mantissa bench ./qwen --prompt 512 --decode-after 512,8192 --batch 1,8,32
                                                                longer contexts, and sequences decoded together
 
-The ceilings are measured in the same run and on the same device, before and after each policy, and memory again between
-the repetitions of decode: how fast memory is read, and how fast the units multiply and add that the policy's contracts
-name. Prefill is compared with the time that its products take at their peak rates. Decode is compared with the longer of
+Each round measures every test once. The ceilings are measured in the same run and on the same device, between the rounds,
+and memory again before and after each decode: how fast memory is read, and how fast the units multiply and add that the
+policy's contracts name. Prefill is compared with the time that its products take at their peak rates. Decode is compared with the longer of
 two times: of reading weights and cache, and of the products.")]
 pub struct Args {
     #[command(flatten)]
@@ -83,14 +85,23 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let backend = options.backend()?;
     let repetitions = args.repetitions.get();
-    let bar = &output::spinner();
-    let setup = Setup { model: &model, backend: &*backend, options, prompts, decodes, repetitions, bar };
+    let progress = &Measuring::start(context);
+    let setup = Setup { model: &model, backend: &*backend, options, prompts, decodes, repetitions, progress };
     // One policy that cannot be carried out does not spoil the others.
-    let outcomes: Vec<(PrecisionPolicy, Result<Measured>)> =
-        policies.into_iter().map(|policy| (policy, setup.measure(policy, context))).collect();
-    bar.finish_and_clear();
+    let mut outcomes = Vec::new();
+    for policy in policies {
+        match setup.measure(policy) {
+            Err(LabError::Cancelled) => return Err(LabError::Cancelled.into()),
+            outcome => outcomes.push((policy, outcome)),
+        }
+    }
+    progress.finish();
     let failed = outcomes.iter().filter(|(_, outcome)| outcome.is_err()).count();
-    let report = Report { model: &model, info: &backend.info(), repetitions, outcomes: &outcomes };
+    let machine = Machine::new(&backend.info(), &measuring::build());
+    let report = Report { model: &model, machine: &machine, repetitions, outcomes: &outcomes };
+    if context.verbosity == Verbosity::Verbose {
+        report.print_conversions()?;
+    }
     if args.json {
         output::json(&report.json())?
     } else {
@@ -109,7 +120,7 @@ impl Args {
             tokens: self.generate.get(),
             after,
             sequences: sequences.get(),
-            repetitions: self.repetitions.get(),
+            repetitions: 1,
         };
         let all = |after: &[usize]| -> Vec<Decode> {
             after
@@ -133,10 +144,9 @@ impl Args {
         let decodes = all(&lengths(&self.decode_after).unwrap_or_else(|| vec![shortest]));
         if let Some(decode) = decodes.iter().find(|decode| !fits(decode)) {
             bail!(
-                "{} tokens generated {} times after {} ones need a context of {}, and the model was made for \
-                 {max_context}",
+                "{} tokens generated after {} ones need a context of {}, warming up included, and the model was made \
+                 for {max_context}",
                 decode.tokens,
-                decode.repetitions,
                 decode.after,
                 decode.context()
             );

@@ -105,7 +105,14 @@ impl Planner {
 impl Backend for Planner {
     fn info(&self) -> BackendInfo {
         let text = || "cuda:0".to_owned();
-        BackendInfo { name: text(), device: text(), features: text(), threads: None, prompt_rows: 512 }
+        BackendInfo {
+            name: text(),
+            device: text(),
+            features: text(),
+            driver: None,
+            threads: None,
+            prompt_rows: 512,
+        }
     }
 
     fn contracts(&self) -> &[OpContract] {

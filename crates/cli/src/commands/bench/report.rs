@@ -3,26 +3,27 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use anyhow::{Error, Result};
+use anyhow::Result;
 use mantissa::Model;
 use mantissa::numerics::PrecisionPolicy;
-use mantissa::ops::BackendInfo;
 use mantissa::ops::ceilings::Unit;
+use mantissa_lab::LabError;
+use mantissa_lab::bench::generation::{Measured, Row, Test};
+use mantissa_lab::ceiling::Ceiling;
+use mantissa_lab::decode::Decode;
+use mantissa_lab::machine::Machine;
+use mantissa_lab::stats::Spread;
 use serde_json::{Map, Value, json};
 
-use super::measure::{Measured, Row, Test};
-use crate::output;
 use crate::table::{self, Column};
-use mantissa_lab::ceiling::{Ceiling, Limit};
-use mantissa_lab::decode::Decode;
-use mantissa_lab::stats::Spread;
+use crate::{model, output};
 
 /// Everything that was measured.
 pub struct Report<'a> {
     pub model: &'a Model,
-    pub info: &'a BackendInfo,
+    pub machine: &'a Machine,
     pub repetitions: usize,
-    pub outcomes: &'a [(PrecisionPolicy, Result<Measured>)],
+    pub outcomes: &'a [(PrecisionPolicy, Result<Measured, LabError>)],
 }
 
 impl Report<'_> {
@@ -32,30 +33,35 @@ impl Report<'_> {
     }
 
     /// Policies that could not, and why.
-    fn failed(&self) -> impl Iterator<Item = (&PrecisionPolicy, &Error)> {
+    fn failed(&self) -> impl Iterator<Item = (&PrecisionPolicy, &LabError)> {
         self.outcomes.iter().filter_map(|(policy, outcome)| Some((policy, outcome.as_ref().err()?)))
     }
 
     /// Prints everything for people.
     pub fn print(&self) -> Result<()> {
-        let info = self.info;
-        let (threads, times) = match info.threads {
-            Some(threads) => (format!(", {threads} threads"), format!(" x{threads}")),
-            None => (String::new(), String::new()),
-        };
         writeln!(
             output::stdout(),
-            "{} on {}, {}{threads}; medians of {} repetitions\n",
+            "{} on {}; medians of {} repetitions\n",
             self.model.location(),
-            info.device,
-            info.features,
+            self.machine.describe(),
             self.repetitions,
         )?;
-        self.print_speed(&format!("{} {}{times}", info.name, info.features))?;
+        let times = self.machine.threads.map_or_else(String::new, |threads| format!(" x{threads}"));
+        self.print_speed(&format!("{} {}{times}", self.machine.backend, self.machine.features))?;
         writeln!(output::stdout())?;
         self.print_memory()?;
         for (policy, error) in self.failed() {
-            writeln!(output::stderr(), "{policy}: {error:#}")?;
+            writeln!(output::stderr(), "{policy}: {error}")?;
+        }
+        Ok(())
+    }
+
+    /// Says on standard error what loading converted.
+    pub fn print_conversions(&self) -> Result<()> {
+        for (policy, measured) in self.measured() {
+            for line in model::conversions(&measured.load) {
+                writeln!(output::stderr(), "{policy}: {line}")?;
+            }
         }
         Ok(())
     }
@@ -74,13 +80,13 @@ impl Report<'_> {
             Column::text("device"),
         ];
         let cells = |policy: &PrecisionPolicy, row: &Row| {
-            let (bound, unit) = (row.bound, row.bound.limit.unit());
+            let (bound, unit, speed) = (row.bound, row.bound.limit.unit(), row.speed());
             vec![
                 policy.to_string(),
                 row.test.name(),
-                format!("{:.1}", row.speed.median),
-                format!("{:.1}..{:.1}", row.speed.min, row.speed.max),
-                row.first_token().map_or_else(String::new, |spread| format!("{:.1} ms", spread.median * 1e3)),
+                format!("{:.1}", speed.median),
+                format!("{:.1}..{:.1}", speed.min, speed.max),
+                row.first_token().map_or_else(String::new, |spread| milliseconds(&spread)),
                 format!("{}{unit}", table::rate(bound.achieved)),
                 format!("{}{unit}", table::rate(bound.ceiling)),
                 format!("{:.1} %", 100.0 * bound.share),
@@ -99,9 +105,10 @@ impl Report<'_> {
         let units: BTreeSet<Unit> =
             self.measured().flat_map(|(_, measured)| measured.ceiling.multiply.keys().copied()).collect();
         let headings =
-            ["load", "read", "weights", "cache", "scratch", "predicted", "peak memory", "streaming reads"];
+            ["load", "read", "weights", "cache", "scratch", "predicted", "peak, device", "peak, process"];
         let mut columns = vec![Column::text("policy")];
         columns.extend(headings.map(Column::number));
+        columns.push(Column::number("streaming reads"));
         columns.extend(units.iter().map(|unit| Column::number(unit.to_string())));
         let ceiling = |spread: &Spread, unit: &str| {
             let ends = [spread.min, spread.max].map(|end| table::rate(end).replace(' ', ""));
@@ -111,13 +118,14 @@ impl Report<'_> {
             let Ceiling { read, multiply } = &measured.ceiling;
             let mut cells = vec![
                 policy.to_string(),
-                format!("{:.2} s", measured.load_seconds),
-                table::bytes(measured.load_bytes),
+                format!("{:.2} s", measured.load.seconds),
+                table::bytes(measured.load.bytes_read),
                 table::bytes(measured.memory.weights),
                 table::bytes(measured.memory.cache),
                 table::bytes(measured.memory.scratch),
                 measured.predicted.map_or_else(unknown, |memory| table::bytes(memory.total())),
-                measured.peak.map_or_else(unknown, table::bytes),
+                measured.peak.device.map_or_else(unknown, table::bytes),
+                measured.peak.process.map_or_else(unknown, table::bytes),
                 ceiling(read, "B/s"),
             ];
             let rate = |unit| multiply.get(unit).map_or_else(unknown, |rate| ceiling(rate, "op/s"));
@@ -132,12 +140,10 @@ impl Report<'_> {
         let measured = self.measured().map(|(policy, measured)| self.policy_json(policy, measured));
         let failed = self
             .failed()
-            .map(|(policy, error)| json!({ "policy": policy.to_string(), "error": format!("{error:#}") }));
+            .map(|(policy, error)| json!({ "policy": policy.to_string(), "error": error.to_string() }));
         json!({
             "model": self.model.location().to_string(),
-            "device": self.info.device,
-            "isa": self.info.features,
-            "threads": self.info.threads,
+            "machine": self.machine,
             "repetitions": self.repetitions,
             "policies": measured.chain(failed).collect::<Vec<_>>(),
         })
@@ -154,13 +160,14 @@ impl Report<'_> {
         json!({
             "policy": policy.to_string(),
             "ceilings": ceilings,
-            "load": { "seconds": measured.load_seconds, "bytes": measured.load_bytes },
+            "load": { "seconds": measured.load.seconds, "bytes": measured.load.bytes_read },
             "memory": {
                 "weights": measured.memory.weights,
                 "cache": measured.memory.cache,
                 "scratch": measured.memory.scratch,
                 "predicted": measured.predicted.map(|memory| memory.total()),
-                "peak": measured.peak,
+                "peak_device": measured.peak.device,
+                "peak_process": measured.peak.process,
             },
             "rows": rows,
         })
@@ -171,10 +178,13 @@ impl Report<'_> {
             Test::Prefill(length) => ("prefill", length, length, 1),
             Test::Decode(Decode { tokens, after, sequences, .. }) => ("decode", tokens, after, sequences),
         };
-        let bound = match row.bound.limit {
-            Limit::Multiply => "multiply-add rate",
-            Limit::Memory => "memory bandwidth",
-        };
+        let repetitions = row.repetitions.iter().map(|repetition| {
+            json!({
+                "seconds": repetition.seconds,
+                "first_token_seconds": repetition.first_token,
+                "share": repetition.bound.share,
+            })
+        });
         json!({
             "test": test,
             "tokens": tokens,
@@ -182,12 +192,12 @@ impl Report<'_> {
             "sequences": sequences,
             "policy": policy.to_string(),
             "contract": row.contract,
-            "device": self.info.device,
-            "isa": self.info.features,
-            "threads": self.info.threads,
-            "tokens_per_second": row.speed.json(),
+            "machine": self.machine,
+            "tokens_per_second": row.speed().json(),
             "seconds": row.seconds.json(),
-            "bound": bound,
+            "first_token_seconds": row.first_token().map(|spread| spread.json()),
+            "repetitions": repetitions.collect::<Vec<_>>(),
+            "bound": row.bound.limit.name(),
             "achieved_per_second": row.bound.achieved,
             "ceiling_per_second": row.bound.ceiling,
             "share": row.bound.share,
@@ -200,26 +210,8 @@ fn unknown() -> String {
     "-".to_owned()
 }
 
-impl Test {
-    fn name(self) -> String {
-        match self {
-            Test::Prefill(length) => format!("prefill {length}"),
-            Test::Decode(Decode { tokens, after, sequences: 1, .. }) => {
-                format!("decode {tokens} after {after}")
-            }
-            Test::Decode(Decode { tokens, after, sequences, .. }) => {
-                format!("decode {tokens} of {sequences} sequences after {after}")
-            }
-        }
-    }
-}
-
-impl Row {
-    /// Seconds until the first new token, of a prompt.
-    fn first_token(&self) -> Option<Spread> {
-        match self.test {
-            Test::Prefill(_) => Some(self.seconds),
-            Test::Decode(_) => None,
-        }
-    }
+/// The median with its ends.
+fn milliseconds(seconds: &Spread) -> String {
+    let [median, min, max] = [seconds.median, seconds.min, seconds.max].map(|seconds| seconds * 1e3);
+    format!("{median:.1} ms ({min:.1}..{max:.1})")
 }
