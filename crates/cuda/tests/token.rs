@@ -42,6 +42,17 @@ const DECODERS: [Decoder; 2] = [
     },
 ];
 
+/// What a sanitizer gets through in seconds.
+const SMALL: Decoder = Decoder {
+    layers: 2,
+    heads: Heads { query: 2, key_value: 1, dim: 64 },
+    hidden: 128,
+    intermediate: 1216,
+    vocabulary: VOCABULARY,
+    context: 1024,
+    bias: Some(0.5),
+};
+
 const POLICIES: [&str; 4] = ["bf16", "f16", "bf16,kv_cache=f8e4m3", "f16,kv_cache=f8e4m3"];
 
 /// The GPU with either variant, or why there is no kernel for a token.
@@ -118,6 +129,25 @@ fn logits_have_the_bits_of_the_graph_s() {
                 assert!(kernel.run(&[token(position)], position) == expected, "other bits: {place}");
             }
             position = until;
+        }
+    }
+}
+
+/// The first tokens of a span and of a second section.
+#[test]
+fn a_small_decoder_has_the_bits_of_the_graph_s() {
+    let Some([graph, kernel]) = or_skip(backends()) else { return };
+    for policy in POLICIES {
+        let [mut graph, mut kernel] = [&graph, &kernel].map(|backend| Sequence::new(backend, &SMALL, policy));
+        for (prompt, tokens) in [(0..63, 63..66), (66..511, 511..514)] {
+            let prompt_tokens: Vec<u32> = prompt.clone().map(token).collect();
+            assert_eq!(graph.run(&prompt_tokens, prompt.start), kernel.run(&prompt_tokens, prompt.start));
+            for position in tokens {
+                let place = format!("{policy} at {position}");
+                let expected = graph.run(&[token(position)], position);
+                check_all_finite(&expected, &place);
+                assert!(kernel.run(&[token(position)], position) == expected, "other bits: {place}");
+            }
         }
     }
 }
