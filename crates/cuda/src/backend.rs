@@ -102,7 +102,7 @@ impl Backend for CudaBackend {
                 Some(library) => format!("{}, cuBLASLt {}", info.arch, library.version()),
                 None => info.arch.to_string(),
             },
-            driver: None,
+            driver: Some(info.driver_text()),
             threads: None,
             prompt_rows: prompt_rows(info.memory),
         }

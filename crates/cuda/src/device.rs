@@ -141,6 +141,27 @@ pub(crate) fn check_compiler(driver: (u32, u32), nvrtc: (u32, u32)) -> Result<()
     Err(CudaError::DriverTooOld { got: version_text(driver), needs, instead })
 }
 
+/// Where Linux says which driver is loaded.
+const LOADED_DRIVER: &str = "/proc/driver/nvidia/version";
+
+/// The version in that file: the first word of its first line that is numbers with points between.
+fn loaded_version(text: &str) -> Option<&str> {
+    let is_version = |word: &&str| {
+        word.contains('.')
+            && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()))
+    };
+    text.lines().next()?.split_whitespace().find(is_version)
+}
+
+impl DeviceInfo {
+    /// The driver in words: its version, where the system says it, and the newest CUDA version that it supports.
+    pub fn driver_text(&self) -> String {
+        let cuda = format!("CUDA {}", version_text(self.driver));
+        let text = std::fs::read_to_string(LOADED_DRIVER).unwrap_or_default();
+        loaded_version(&text).map_or_else(|| cuda.clone(), |version| format!("{version}, {cuda}"))
+    }
+}
+
 fn version_text((major, minor): (u32, u32)) -> String {
     format!("{major}.{minor}")
 }
@@ -384,6 +405,24 @@ mod tests {
             "the NVIDIA driver supports CUDA 12.9, but the kernels are compiled by NVRTC 13.0; update the driver, or \
              install an NVRTC of its major version"
         );
+    }
+
+    #[test]
+    fn a_driver_s_version_is_found_in_what_the_system_says() {
+        for (text, version) in [
+            (
+                "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun  6\nGCC version:  12.2.0",
+                "535.54.03",
+            ),
+            (
+                "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build",
+                "580.95.05",
+            ),
+        ] {
+            assert_eq!(loaded_version(text), Some(version));
+        }
+        assert_eq!(loaded_version("no numbers. here 12"), None);
+        assert_eq!(loaded_version(""), None);
     }
 
     #[test]

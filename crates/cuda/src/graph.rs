@@ -17,7 +17,15 @@ use crate::stream::{Blocks, Starts, refused};
 #[derive(Debug)]
 pub(crate) struct Graph {
     executable: sys::CUgraphExec,
+    kernels: usize,
     context: Arc<Context>,
+}
+
+impl Graph {
+    /// How many kernels it launches.
+    pub fn kernels(&self) -> usize {
+        self.kernels
+    }
 }
 
 // SAFETY: a graph's handle may be used from any thread in whose context it lives, by one at a time: [`Stream::replay`]
@@ -69,6 +77,7 @@ impl Graphs {
 pub(crate) struct Recorder {
     graph: sys::CUgraph,
     last: Option<sys::CUgraphNode>,
+    kernels: usize,
     /// How kernels start, and how the next one does.
     starts: Starts,
     next_starts: Starts,
@@ -85,7 +94,8 @@ impl Recorder {
         // SAFETY: the pointer is valid for the one handle that is written.
         unsafe { sys::cuGraphCreate(&raw mut graph, 0) }.result().map_err(failed)?;
         let starts = stream.starts();
-        Ok(Recorder { graph, last: None, starts, next_starts: starts, context: Arc::clone(stream.context()) })
+        let context = Arc::clone(stream.context());
+        Ok(Recorder { graph, last: None, kernels: 0, starts, next_starts: starts, context })
     }
 
     /// Has the next kernel start when those before it have ended, and with it all that follow.
@@ -164,6 +174,7 @@ impl Recorder {
                 .map_err(|error| refused(kernel, launch, error))?;
         }
         self.last = Some(added);
+        self.kernels += 1;
         self.next_starts = self.starts;
         Ok(())
     }
@@ -175,7 +186,8 @@ impl Recorder {
     pub fn finish(self, stream: &Stream) -> Result<Graph, CudaError> {
         // SAFETY: the graph lives, and flags are none.
         let executable = unsafe { result::graph::instantiate(self.graph, sys::CUgraphInstantiate_flags(0)) };
-        let graph = Graph { executable: executable.map_err(failed)?, context: Arc::clone(&self.context) };
+        let (executable, context) = (executable.map_err(failed)?, Arc::clone(&self.context));
+        let graph = Graph { executable, kernels: self.kernels, context };
         // SAFETY: graph and stream live in the same context.
         unsafe { result::graph::upload(graph.executable, stream.raw()) }.map_err(failed)?;
         Ok(graph)

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use mantissa_ops::Step;
 use mantissa_ops::backend::StepObserver;
 use mantissa_ops::program::RunRows;
 
@@ -16,16 +15,29 @@ use crate::session::{CudaSession, Failure};
 use crate::steps::{LaunchTarget, Runner, StepError};
 use crate::stream::Blocks;
 use crate::token::TokenKernel;
+use crate::trace::Tracer;
+
+/// How the steps of a run were launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Launched {
+    /// By one kernel.
+    Token,
+    /// By one graph of so many.
+    Graph { kernels: usize },
+    /// One after another.
+    Steps,
+}
 
 impl CudaSession {
     /// Launches every step: by one kernel where there is one for the batch, by one graph where it has a shape that comes
     /// again and again, or one after another.
-    pub(crate) fn launch_all(&mut self) -> Result<(), Failure> {
+    pub(crate) fn launch_all(&mut self, tracer: Option<&Tracer>) -> Result<Launched, Failure> {
+        let target = tracer.map_or(LaunchTarget::Stream(&self.stream), LaunchTarget::Tracer);
         let Some(shape) = self.repeated_shape() else {
-            return self.launch_steps(LaunchTarget::Stream(&self.stream));
+            return self.launch_steps(target).map(|()| Launched::Steps);
         };
         match self.token(shape) {
-            Some(token) => self.launch_token(LaunchTarget::Stream(&self.stream), token, shape),
+            Some(token) => self.launch_token(target, token, shape).map(|()| Launched::Token),
             None => self.launch_graph(Content { shape, wishes: None }),
         }
     }
@@ -33,7 +45,7 @@ impl CudaSession {
     /// Launches, with the batch that was handed over, the reduction that chooses its tokens, and behind it every step.
     pub(crate) fn launch_behind(&mut self, wishes: Wishes) -> Result<(), Failure> {
         match self.repeated_shape() {
-            Some(shape) => self.launch_graph(Content { shape, wishes: Some(wishes) }),
+            Some(shape) => self.launch_graph(Content { shape, wishes: Some(wishes) }).map(drop),
             None => Err(failure(StepError::Missing("shape of a batch that follows"))),
         }
     }
@@ -44,7 +56,7 @@ impl CudaSession {
         launches.and_then(|launches| self.launch_reduction(target, &launches)).map_err(failure)
     }
 
-    fn launch_graph(&mut self, content: Content) -> Result<(), Failure> {
+    fn launch_graph(&mut self, content: Content) -> Result<Launched, Failure> {
         let mut graph = match self.graphs.take(content) {
             Some(graph) => graph,
             None => {
@@ -55,8 +67,9 @@ impl CudaSession {
         // SAFETY: the graph was recorded from launches with the same content. They take the same addresses, which are those
         // of buffers that live as long as the session.
         let launched = unsafe { self.stream.replay(&mut graph) };
+        let kernels = graph.kernels();
         self.graphs.keep(content, graph);
-        Ok(launched?)
+        Ok(launched.map(|()| Launched::Graph { kernels })?)
     }
 
     /// Whether a run of so many rows, one of each sequence, can be launched behind what chooses its tokens.
@@ -126,15 +139,22 @@ impl CudaSession {
     }
 
     /// Nobody looks at the rows that no wanted logits depend on.
-    fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
-        let steps = &self.plan.steps;
-        let (all, wanted) = steps.split_at(self.plan.program.own_rows_from().unwrap_or(steps.len()));
-        for (steps, part) in [(all, Rows::All), (wanted, Rows::Wanted)] {
-            let runner = self.runner(target, part);
-            let launch = |step: &Step| runner.step(step).map_err(|error| Failure::of(step, error));
-            steps.iter().try_for_each(launch)?;
+    pub(crate) fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
+        let runners = [Rows::All, Rows::Wanted].map(|part| self.runner(target, part));
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            target.enter(index);
+            let runner = &runners[self.part(index) as usize];
+            runner.step(step).map_err(|error| Failure::of(step, error))?;
         }
         Ok(())
+    }
+
+    /// The rows that a step computes.
+    pub(crate) fn part(&self, step: usize) -> Rows {
+        match self.plan.program.own_rows_from() {
+            Some(first) if step >= first => Rows::Wanted,
+            _ => Rows::All,
+        }
     }
 
     pub(crate) fn launch_observed(&mut self, observer: &mut dyn StepObserver) -> Result<(), Failure> {

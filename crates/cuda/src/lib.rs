@@ -36,6 +36,7 @@ mod stream;
 mod tables;
 pub mod tensor_map;
 mod token;
+mod trace;
 mod upload;
 mod values;
 mod weights;

@@ -11,7 +11,8 @@ use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
 use mantissa_ops::program::{RunRows, ValueRole};
 use mantissa_ops::reduction::{Reduced, Request};
-use mantissa_ops::{Op, Plan, Program, Step, TensorSource, ValueId};
+use mantissa_ops::view::WeightLayout;
+use mantissa_ops::{Grain, Op, Plan, Program, Step, TensorSource, Trace, ValueId, WeightId};
 
 use crate::backend::Machine;
 use crate::batch::{AttentionKind, DeviceBatch, attention_heads};
@@ -19,13 +20,14 @@ use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::{attention, qkv, sampling};
+use crate::families::{attention, elementwise, qkv, sampling};
 use crate::graph::Graphs;
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
 use crate::reducer::{self, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, Formats, required_kernels, token_spec};
+use crate::stream::Event;
 use crate::tables::RopeTables;
 use crate::token::{Parts, TokenKernel, token_sizes};
 use crate::values::Values;
@@ -54,6 +56,8 @@ pub(crate) struct CudaSession {
     taken: Taken,
     pub(crate) graphs: Graphs,
     pub(crate) token: Option<TokenKernel>,
+    /// For traces.
+    pub(crate) moments: Vec<Event>,
     pub(crate) stream: Arc<Stream>,
     pub(crate) device: Device,
 }
@@ -94,6 +98,7 @@ impl CudaSession {
         let formats = Formats::of_plan(&plan);
         let mut specs = required_kernels(&plan, &limits, &kinds, chooser);
         specs.extend(token.iter().map(|sizes| token_spec(formats, sizes)));
+        specs.push(elementwise::spec(formats.activations));
         specs.extend(reduced.iter().flat_map(|_| sampling::Kernel::ALL).map(sampling::Kernel::spec));
         let kernels = store.load(device, &specs).map_err(failed)?;
         let mut report = LoadReport::default();
@@ -142,6 +147,7 @@ impl CudaSession {
             taken,
             graphs: Graphs::default(),
             token,
+            moments: Vec::new(),
             stream,
             device: device.clone(),
         };
@@ -152,10 +158,11 @@ impl CudaSession {
         Ok(session)
     }
 
-    fn execute(
+    /// Makes way for a batch, and launches what is asked for.
+    pub(crate) fn execute(
         &mut self,
         batch: &Batch<'_>,
-        observer: Option<&mut dyn StepObserver>,
+        launch: impl FnOnce(&mut CudaSession) -> Result<(), Failure>,
     ) -> Result<(), RunError> {
         batch.check(&self.limits, &self.plan.batch_rules())?;
         // Whatever fails from here on, no number of the run before is given out as this one's.
@@ -165,12 +172,7 @@ impl CudaSession {
         // The batch before may still be running, and this one takes its place.
         self.stream.synchronize().map_err(whole)?;
         self.rows = RunRows { tokens: batch.rows(), outputs: batch.outputs.len() };
-        self.batch.upload(batch, &self.stream).map_err(whole)?;
-        let launched = match observer {
-            Some(observer) => self.launch_observed(observer),
-            None => self.launch_all(),
-        };
-        launched.map_err(|failure| self.abandon(failure))
+        launch(self).map_err(|failure| self.abandon(failure))
     }
 
     /// What became of a run whose launches failed: the next batch takes its place, so that none may be under way, and it
@@ -330,11 +332,33 @@ impl Session for CudaSession {
     }
 
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
-        self.execute(batch, None)
+        self.execute(batch, |session| {
+            session.batch.upload(batch, &session.stream)?;
+            session.launch_all(None).map(drop)
+        })
     }
 
     fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
-        self.execute(batch, Some(observer))
+        self.execute(batch, |session| {
+            session.batch.upload(batch, &session.stream)?;
+            session.launch_observed(observer)
+        })
+    }
+
+    fn run_traced(&mut self, batch: &Batch<'_>, grain: Grain) -> Result<Trace, RunError> {
+        self.trace(batch, grain)
+    }
+
+    fn first_row(&self, step: usize) -> usize {
+        self.batch.first(self.part(step))
+    }
+
+    fn row_stride(&self, value: ValueId) -> usize {
+        self.values.place(value).stride as usize
+    }
+
+    fn weight_layout(&self, weight: WeightId) -> WeightLayout {
+        WeightLayout::Rows { stride: self.weights.get(weight).stride }
     }
 
     fn logits(&mut self) -> Result<&[f32], RunError> {

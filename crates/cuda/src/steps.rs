@@ -23,6 +23,7 @@ use crate::scratch::Scratch;
 use crate::select::{Chooser, Formats, Server, norm_variant};
 use crate::stream::Blocks;
 use crate::tables::RopeTables;
+use crate::trace::Tracer;
 use crate::values::{Place, Values, row_stride};
 use crate::weights::Weights;
 
@@ -46,6 +47,27 @@ pub(crate) enum LaunchTarget<'a> {
     Stream(&'a Stream),
     /// They run when the graph does.
     Graph(&'a RefCell<Recorder>),
+    /// They run, and it is noted when.
+    Tracer(&'a Tracer),
+}
+
+impl LaunchTarget<'_> {
+    /// Says to which step of the plan further launches belong.
+    pub fn enter(self, step: usize) {
+        if let LaunchTarget::Tracer(tracer) = self {
+            tracer.enter(step);
+        }
+    }
+
+    /// Asks the stream for what cannot be recorded, and is no kernel of ours.
+    fn ask(self, name: &str, ask: impl FnOnce(&Stream) -> Result<(), CudaError>) -> Result<(), StepError> {
+        match self {
+            LaunchTarget::Stream(stream) => Ok(ask(stream)?),
+            LaunchTarget::Tracer(tracer) => Ok(tracer.launch(name, ask)?),
+            // The session asks `records` first.
+            LaunchTarget::Graph(_) => Err(StepError::Missing("graph of a library's products")),
+        }
+    }
 }
 
 /// What a step works with.
@@ -135,6 +157,9 @@ impl Runner<'_> {
         blocks: Blocks,
     ) -> Result<(), StepError> {
         let kernel = self.kernels.get(spec).ok_or_else(|| StepError::NotPrepared(spec.to_string()))?;
+        if launch.is_empty() {
+            return Ok(());
+        }
         // SAFETY: every `Args` stands beside the `spec` of its family and mirrors the kernel's. Its addresses are those of
         // buffers that the session holds, sized for its limits, which the batch was checked against; strides and formats
         // are those with which they were filled. The session synchronizes before a run ends, and keeps its graphs no
@@ -143,6 +168,9 @@ impl Runner<'_> {
             match self.target {
                 LaunchTarget::Stream(stream) => stream.launch_as(kernel, launch, args, blocks),
                 LaunchTarget::Graph(recorder) => recorder.borrow_mut().add(kernel, launch, args, blocks),
+                LaunchTarget::Tracer(tracer) => {
+                    tracer.launch(kernel.name(), |stream| stream.launch_as(kernel, launch, args, blocks))
+                }
             }
         }?)
     }

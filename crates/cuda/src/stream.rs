@@ -293,12 +293,47 @@ impl Stream {
     /// # Errors
     /// Where the device is lost.
     pub fn record(&self) -> Result<Event, CudaError> {
-        let failed = |error| driver_error("timing", error);
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed)?;
-        let event = Event { event, context: Arc::clone(&self.context) };
-        // SAFETY: event and stream live in the same context.
-        unsafe { result::event::record(event.event, self.stream) }.map_err(failed)?;
+        let event = self.event()?;
+        self.note(&event)?;
         Ok(event)
+    }
+
+    /// A moment to be noted.
+    ///
+    /// # Errors
+    /// Where the device is lost.
+    pub(crate) fn event(&self) -> Result<Event, CudaError> {
+        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+            .map_err(|error| driver_error("timing", error))?;
+        Ok(Event { event, context: Arc::clone(&self.context) })
+    }
+
+    /// Notes the moment at which everything asked for so far is done, in place of the one that the event had.
+    ///
+    /// # Errors
+    /// Where the device is lost.
+    pub(crate) fn note(&self, event: &Event) -> Result<(), CudaError> {
+        // SAFETY: event and stream live in the same context.
+        unsafe { result::event::record(event.event, self.stream) }
+            .map_err(|error| driver_error("timing", error))
+    }
+
+    /// Calls a function of the host once everything asked for so far is done; what is asked for later waits for its return.
+    ///
+    /// # Safety
+    /// The function may be called with the argument from another thread, once, at any time before the stream is synchronized
+    /// or the device lost. It calls nothing of the driver, and does not unwind.
+    ///
+    /// # Errors
+    /// Where the device is lost; the function is not called then.
+    pub(crate) unsafe fn call_host(
+        &self,
+        function: unsafe extern "C" fn(*mut c_void),
+        argument: *mut c_void,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the stream lives; the caller answers for the rest.
+        unsafe { result::stream::launch_host_function(self.stream, function, argument) }
+            .map_err(|error| driver_error("calling the host", error))
     }
 }
 
@@ -308,6 +343,11 @@ pub struct Event {
     event: sys::CUevent,
     context: Arc<Context>,
 }
+
+// SAFETY: an event's handle may be used from any thread in whose context it lives.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
 
 impl Event {
     /// Waits for it.

@@ -7,7 +7,7 @@ use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 
 /// Arguments of the kernel; strides in values. The sum may replace a summand.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[allow(missing_docs, reason = "the kernel's file says what they are")]
 pub struct Args {
     pub left: u64,

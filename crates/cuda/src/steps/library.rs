@@ -2,9 +2,8 @@
 
 use mantissa_numerics::Format;
 
-use super::{LaunchTarget, Runner, StepError};
+use super::{Runner, StepError};
 use crate::cublaslt::{Gemm, Operands};
-use crate::device::Stream;
 use crate::families::library::{self, Finish, FinishArgs, GatherArgs};
 use crate::families::products::{Epilogue, ProductArgs};
 use crate::select::WeightProduct;
@@ -31,12 +30,8 @@ impl Runner<'_> {
             Finish::Direct => (Rows { address: args.out, stride: args.out_stride as usize }, result(product)),
             Finish::Sums => (self.sums(product), Format::F32),
         };
-        // The session asks `records` first.
-        let LaunchTarget::Stream(stream) = self.target else {
-            return Err(StepError::Missing("graph of a library's products"));
-        };
         let direct = finish == Finish::Direct;
-        let addend = if direct { self.addend(args, format, stream)? } else { None };
+        let addend = if direct { self.addend(args, format)? } else { None };
         let gemm = Gemm {
             operands: product.kind.activations,
             out: format,
@@ -50,9 +45,11 @@ impl Runner<'_> {
         };
         let alpha = if direct { args.alpha } else { 1.0 };
         let operands = Operands { weights: args.weights, input: args.input, addend, out: out.address, alpha };
-        // SAFETY: the addresses are those of the session's buffers, with the strides with which they were filled; rows
-        // of all of them start at multiples of 16 bytes. The session has one stream, and synchronizes it before they go.
-        unsafe { library.multiply(&gemm, &operands, &self.scratch.library, stream) }?;
+        self.target.ask("cublaslt", |stream| {
+            // SAFETY: the addresses are those of the session's buffers, with the strides with which they were filled; rows
+            // of all of them start at multiples of 16 bytes. The session has one stream, and synchronizes it before they go.
+            unsafe { library.multiply(&gemm, &operands, &self.scratch.library, stream) }
+        })?;
         if direct {
             return Ok(());
         }
@@ -63,13 +60,15 @@ impl Runner<'_> {
 
     /// Where the library reads what it adds, if anything: where 16-bit results take its place, in a copy. cuBLASLt 13.1 on
     /// an H200 rounds a product to 16 bits before it adds what lies in the result's place, and only then.
-    fn addend(&self, args: &ProductArgs, format: Format, stream: &Stream) -> Result<Option<u64>, StepError> {
+    fn addend(&self, args: &ProductArgs, format: Format) -> Result<Option<u64>, StepError> {
         if args.residual == 0 || args.residual != args.out || format == Format::F32 {
             return Ok((args.residual != 0).then_some(args.residual));
         }
         let bytes = args.rows as usize * args.residual_stride as usize * format.bytes();
-        // SAFETY: a value has memory for this many rows, and lives as long as the session.
-        unsafe { stream.copy_from(args.residual, &self.scratch.floats, bytes) }?;
+        self.target.ask("copy of the residual", |stream| {
+            // SAFETY: a value has memory for this many rows, and lives as long as the session.
+            unsafe { stream.copy_from(args.residual, &self.scratch.floats, bytes) }
+        })?;
         Ok(Some(self.scratch.floats.address()))
     }
 
