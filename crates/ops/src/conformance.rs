@@ -24,8 +24,10 @@ pub mod case;
 pub mod data;
 mod failure;
 mod judge;
+mod measured;
 mod products;
 mod rows;
+pub mod shapes;
 
 use mantissa_numerics::Format;
 #[doc(hidden)]
@@ -36,7 +38,10 @@ use mantissa_numerics::policy::{Field, PolicyError, PrecisionPolicy, Preset};
 use self::cached::JudgeCache;
 use self::case::{Case, Judged, Setting};
 pub use self::failure::{Failure, Failures, Place, Problem};
-use self::judge::Trial;
+use self::judge::{Judgement, Trial};
+pub use self::measured::Measured;
+use self::products::Table;
+use self::shapes::Shapes;
 use crate::backend::Backend;
 use crate::matrix::universe;
 use crate::plan::Plan;
@@ -121,21 +126,57 @@ pub fn check_family(backend: &dyn Backend, family: Family) -> Result<Tally, Fail
     let mut tally = Tally::default();
     let mut failures = Vec::new();
     for contract in backend.contracts().iter().filter(|contract| contract.query.family == family) {
-        let setting = match setting(backend, contract) {
-            Ok(setting) => setting,
-            Err(reason) => {
-                failures.push(coverage(backend, &contract.query, reason));
-                continue;
-            }
-        };
-        let cases = cases(backend, &setting);
-        tally.contracts += usize::from(cases.iter().any(is_judged));
-        for (index, case) in cases.iter().enumerate() {
-            tally.cases += 1;
-            failures.extend(check_case(backend, &setting, case, index).err());
-        }
+        let findings = examine(backend, contract, Suite::Awkward);
+        tally.contracts += usize::from(findings.judged > 0);
+        tally.cases += findings.cases;
+        failures.extend(findings.failures);
     }
     verdict(tally, failures)
+}
+
+/// Which shapes a contract is tried at.
+#[derive(Clone, Copy, Debug)]
+pub enum Suite<'a> {
+    /// Those on both sides of the borders of the usual tiles, and others that kernels stumble over.
+    Awkward,
+    /// Those of a model, or slices of them. Relative errors are measured as well.
+    Model(&'a Shapes),
+}
+
+/// What came of a contract's cases.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// Cases tried.
+    pub cases: usize,
+    /// Those of them of which results were compared.
+    pub judged: usize,
+    /// What was measured of all of them.
+    pub measured: Measured,
+    /// One for each case that did not hold.
+    pub failures: Vec<Failure>,
+}
+
+/// Runs every case of one of the backend's contracts.
+pub fn examine(backend: &dyn Backend, contract: &OpContract, suite: Suite<'_>) -> Findings {
+    let mut findings = Findings { cases: 0, judged: 0, measured: Measured::default(), failures: Vec::new() };
+    let setting = match setting(backend, contract) {
+        Ok(setting) => setting,
+        Err(reason) => {
+            findings.failures.push(coverage(backend, &contract.query, reason));
+            return findings;
+        }
+    };
+    let cases = match suite {
+        Suite::Awkward => cases(backend, &setting),
+        Suite::Model(shapes) => shapes.cases(backend, &setting),
+    };
+    for (index, case) in cases.iter().enumerate() {
+        findings.cases += 1;
+        findings.judged += usize::from(is_judged(case));
+        let trial = Trial { backend, setting: &setting, case };
+        findings.failures.extend(check_case(&trial, suite, index, &mut findings.measured).err());
+    }
+    findings
 }
 
 fn verdict(tally: Tally, failures: Vec<Failure>) -> Result<Tally, Failures> {
@@ -146,37 +187,56 @@ fn is_judged(case: &Case) -> bool {
     case.runs.iter().any(|run| run.judged == Judged::Yes && !case.results(run).is_empty())
 }
 
-fn check_case(backend: &dyn Backend, setting: &Setting, case: &Case, index: usize) -> Result<(), Failure> {
+fn check_case(
+    trial: &Trial<'_>,
+    suite: Suite<'_>,
+    index: usize,
+    measured: &mut Measured,
+) -> Result<(), Failure> {
     const CHUNKS: [usize; 3] = [1, 5, 16];
-    let trial = Trial { backend, setting, case };
-    let results = trial.judge()?;
+    let Judgement { results, measured: numbers, failure } = trial.judge()?;
+    measured.merge(&numbers);
+    if let Suite::Model(_) = suite {
+        let relative_error = trial.relative_error(&results)?;
+        measured.merge(&Measured { relative_error, ..Measured::default() });
+    }
+    failure.map_or(Ok(()), Err)?;
     trial.repeat(&results)?;
     trial.chunked(&results, CHUNKS[index % CHUNKS.len()])
 }
 
 /// The cases of a contract.
 fn cases(backend: &dyn Backend, setting: &Setting) -> Vec<Case> {
-    let supports = |family| {
-        let query = query_for(family, &setting.policy);
-        backend.contracts().iter().any(|contract| contract.query == query)
-    };
     match setting.contract.query.family {
-        Family::Embedding => products::embedding(setting, supports),
+        Family::Embedding => products::embedding(setting, tied(backend, setting)),
         Family::RmsNorm => rows::rms_norm(setting),
         Family::Rope => rows::rope(setting),
         Family::Softmax => rows::softmax(setting),
         Family::Sdpa => rows::sdpa(setting),
         Family::Matmul => products::matmul(setting),
-        Family::Qkv => {
-            let judge = if supports(Family::Attention) { JudgeCache::ByAttention } else { JudgeCache::Not };
-            cached::qkv(setting, judge)
-        }
+        Family::Qkv => cached::qkv(setting, judge_cache(backend, setting)),
         Family::Attention => cached::attention(setting),
         Family::SwiGlu => products::swiglu(setting),
         Family::Ffn => products::ffn(setting),
         Family::Residual => rows::residual(setting),
         Family::Logits => products::logits(setting),
     }
+}
+
+/// Whether the backend has a family under the setting's policy.
+fn supports(backend: &dyn Backend, setting: &Setting, family: Family) -> bool {
+    let query = query_for(family, &setting.policy);
+    backend.contracts().iter().any(|contract| contract.query == query)
+}
+
+/// Whether logits can share the table of an embedding.
+fn tied(backend: &dyn Backend, setting: &Setting) -> Table {
+    if supports(backend, setting, Family::Logits) { Table::Tied } else { Table::Alone }
+}
+
+/// Whether attention can show what a projection wrote.
+fn judge_cache(backend: &dyn Backend, setting: &Setting) -> JudgeCache {
+    if supports(backend, setting, Family::Attention) { JudgeCache::ByAttention } else { JudgeCache::Not }
 }
 
 /// A policy that asks for the query, if there is one; `weights` where the query has none.

@@ -9,8 +9,11 @@ use mantissa_ops::backend::{
     Backend, BackendInfo, KernelChoice, LoadOptions, LoadReport, MemoryUse, PrepareError, Progress, RunError,
     Session, StepObserver, ValueReader,
 };
-use mantissa_ops::conformance::{Failures, Problem, Tally, check_family, check_matrix};
-use mantissa_ops::op::{Mask, Op};
+use mantissa_ops::builder::{AttentionArgs, FfnArgs, ProgramBuilder, QkvArgs};
+use mantissa_ops::conformance::shapes::Shapes;
+use mantissa_ops::conformance::{Failures, Problem, Suite, Tally, check_family, check_matrix, examine};
+use mantissa_ops::op::{Heads, Mask, Op};
+use mantissa_ops::program::{CacheSpec, RopeSet, RopeSpec, WeightPart};
 use mantissa_ops::reference::Rounding;
 use mantissa_ops::{
     Batch, Limits, Plan, Program, ReferenceBackend, ShapeClass, SourceError, TensorSource, ValueId, View,
@@ -367,4 +370,61 @@ fn gaps_of_the_matrix_are_found() {
     let tally = check_matrix(&partial).unwrap_or_else(|failures| panic!("{failures}"));
     assert_eq!(tally.contracts, partial.contracts.len());
     assert!(tally.cases > 4 * tally.contracts);
+}
+
+/// A layer of a decoder whose sizes are its own.
+fn decoder() -> Program {
+    let heads = Heads { query: 4, key_value: 2, dim: 16 };
+    let mut builder = ProgramBuilder::new("decoder", 256);
+    builder.cache(CacheSpec { layers: 1, heads });
+    let set = RopeSet { inverse_frequencies: vec![0.5; 8], attention_factor: 1.0 };
+    builder.rope(RopeSpec { rotary_dim: 16, sets: vec![set], long_beyond: None });
+    let stream = builder.embedding("table", 300, 72);
+    let normed = builder.rms_norm("norm", "norm", stream, 1e-6);
+    let weights = vec![WeightPart::whole("qkv", heads.query_width() + 2 * heads.kv_width())];
+    let projections = QkvArgs { weights, biases: None, head_norms: None, heads, layer: 0 };
+    let query = builder.qkv("qkv", normed, projections);
+    let seen = AttentionArgs { heads, scale: 0.25, mask: Mask::Causal, layer: 0 };
+    let attended = builder.attention("attention", query, seen);
+    builder.project_into("out", "out", attended, stream);
+    let [gate_up, down] = ["gate_up", "down"].map(str::to_owned);
+    let ffn = FfnArgs { gate_up: vec![WeightPart::whole(gate_up, 208)], down, intermediate: 104 };
+    builder.ffn_into("ffn", normed, stream, ffn);
+    builder.logits("head", stream, 300);
+    builder.finish()
+}
+
+#[test]
+fn kernels_are_tried_at_the_shapes_of_a_model_and_measured() {
+    let shapes = Shapes::of(&decoder()).expect("a decoder");
+    assert_eq!((shapes.hidden, shapes.intermediate, shapes.vocabulary), (72, 104, 300));
+    let (right, wrong) = (Broken::new(Fault::None), Broken::new(Fault::ThroughBf16));
+    for contract in right.contracts() {
+        let found = examine(&right, contract, Suite::Model(&shapes));
+        assert!(found.failures.is_empty() && found.judged > 0, "{:?}", found.failures);
+        let error = found.measured.relative_error.expect("it was measured");
+        // One rounding to storage, of an intermediate or of the cache.
+        assert!(
+            error <= 2f64.powi(-8) && found.measured.bound_used <= 1.0,
+            "{contract}: {:?}",
+            found.measured
+        );
+    }
+    let of = |backend: &Broken, family| {
+        let is = |contract: &&OpContract| {
+            let query = &contract.query;
+            query.family == family && query.activations == Format::F32
+        };
+        examine(backend, backend.contracts().iter().find(is).expect("one in f32"), Suite::Model(&shapes))
+    };
+    for (family, size) in [(Family::Matmul, "64 to 72"), (Family::Ffn, "72 through 104")] {
+        let found = of(&wrong, family);
+        let failure = found.failures.first().expect("bf16 is not f32");
+        assert!(
+            matches!(failure.problem, Problem::Value { .. }) && failure.place.case.contains(size),
+            "{failure}"
+        );
+        assert!(found.measured.max_ulps > 100.0 && found.measured.bound_used > 1.0, "{:?}", found.measured);
+        assert!(of(&right, family).measured.relative_error < found.measured.relative_error);
+    }
 }

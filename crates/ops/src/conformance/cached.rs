@@ -7,7 +7,7 @@ use super::data::{Kind, Numbers};
 use super::products::{ROWS, WIDTHS};
 use super::rows::{ATTENTION, rope_spec};
 use crate::op::{Attention, HeadNorms, Heads, Mask, Op, Qkv};
-use crate::program::{CacheSpec, ValueId, WeightPart};
+use crate::program::{CacheSpec, RopeSpec, ValueId, WeightPart};
 
 /// Tokens per page, case by case.
 const PAGES: [usize; 7] = [64, 16, 32, 16, 32, 16, 16];
@@ -90,12 +90,12 @@ fn schedule(lengths: &[usize]) -> Vec<Vec<std::ops::Range<usize>>> {
 }
 
 /// Where attention is tried.
-struct Layout<'a> {
-    name: &'a str,
-    heads: Heads,
-    mask: Mask,
-    page_size: usize,
-    lengths: &'a [usize],
+pub(super) struct Layout<'a> {
+    pub(super) name: &'a str,
+    pub(super) heads: Heads,
+    pub(super) mask: Mask,
+    pub(super) page_size: usize,
+    pub(super) lengths: &'a [usize],
 }
 
 fn attention_step(heads: Heads, mask: Mask, query: ValueId, out: ValueId) -> Op {
@@ -107,7 +107,7 @@ fn attention_step(heads: Heads, mask: Mask, query: ValueId, out: ValueId) -> Op 
 const SELECTED: usize = 53;
 
 /// Attention over keys and values that are known exactly: every row of the projection selects one input feature.
-fn exact_attention(setting: &Setting, layout: &Layout<'_>) -> Case {
+pub(super) fn exact_attention(setting: &Setting, layout: &Layout<'_>) -> Case {
     let Layout { name, heads, mask, page_size, lengths } = *layout;
     let width = heads.query_width() + 2 * heads.kv_width();
     let mut draft =
@@ -149,10 +149,9 @@ fn with_schedule(mut draft: Draft<'_>, paging: &Paging, stream: Stream<'_>) -> C
     }
     let (pages, page_size) = (paging.pages, paging.page_size);
     let mut case = Case { pages, page_size, runs, ..draft.finish() };
-    if case.program.rope.is_none() {
-        let sequences = case.runs.iter_mut().flat_map(|run| &mut run.sequences);
-        sequences.for_each(|sequence| sequence.rope_set = 0);
-    }
+    let last = case.program.rope.as_ref().map_or(0, |rope| rope.sets.len().saturating_sub(1));
+    let sequences = case.runs.iter_mut().flat_map(|run| &mut run.sequences);
+    sequences.for_each(|sequence| sequence.rope_set = sequence.rope_set.min(last));
     case
 }
 
@@ -212,6 +211,36 @@ pub(super) enum JudgeCache {
     Not,
 }
 
+/// What a projection is tried with.
+pub(super) struct Projected<'a> {
+    pub(super) hidden: usize,
+    pub(super) heads: Heads,
+    pub(super) mask: Mask,
+    pub(super) lengths: &'a [usize],
+    pub(super) page_size: usize,
+    pub(super) rope: Option<RopeSource<'a>>,
+    pub(super) bias: Bias,
+    /// Added to the mean of squares of head norms, where there are some.
+    pub(super) head_norm_eps: Option<f32>,
+}
+
+/// Where rotary frequencies come from.
+pub(super) enum RopeSource<'a> {
+    /// Two random sets that rotate so many dimensions.
+    Random(usize),
+    /// A model's.
+    Given(&'a RopeSpec),
+}
+
+/// Whether a bias is added to a projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bias {
+    /// It is.
+    Added,
+    /// There is none.
+    None,
+}
+
 /// A random projection with bias, head norms and RoPE in turn.
 fn projected(
     setting: &Setting,
@@ -220,23 +249,41 @@ fn projected(
     of: ((Heads, Mask), &[usize]),
 ) -> Case {
     let ((heads, mask), lengths) = of;
-    let hidden = WIDTHS[(2 * index + 1) % 9].max(ROWS[index]);
+    let rope = (index != 3).then(|| RopeSource::Random([heads.dim, heads.dim / 2][index % 2]));
+    let of = Projected {
+        hidden: WIDTHS[(2 * index + 1) % 9].max(ROWS[index]),
+        heads,
+        mask,
+        lengths,
+        page_size: PAGES[index],
+        rope,
+        bias: if index % 2 == 1 { Bias::Added } else { Bias::None },
+        head_norm_eps: (index % 3 == 2).then_some(1e-6),
+    };
+    projection(setting, judge_cache, &of)
+}
+
+/// A projection into the cache, and attention over it where that can be judged.
+pub(super) fn projection(setting: &Setting, judge_cache: JudgeCache, of: &Projected<'_>) -> Case {
+    let Projected { hidden, heads, mask, lengths, page_size, .. } = *of;
     let width = heads.query_width() + 2 * heads.kv_width();
     let name = format!("{hidden} to {heads:?}, sequences of {lengths:?}");
     let mut draft = Draft::new(setting, name, Run::rows(0));
     draft.builder.cache(CacheSpec { layers: 2, heads });
-    if index != 3 {
-        let rotary_dim = [heads.dim, heads.dim / 2][index % 2];
-        let rope = rope_spec(&mut draft.numbers, rotary_dim, 2);
+    let rope = of.rope.as_ref().map(|rope| match rope {
+        RopeSource::Random(rotary_dim) => rope_spec(&mut draft.numbers, *rotary_dim, 2),
+        RopeSource::Given(rope) => (*rope).clone(),
+    });
+    if let Some(rope) = rope {
         draft.builder.rope(rope);
     }
-    let input = draft.activation("input", hidden);
+    let input = draft.input("input", hidden);
     let weight = draft.matrix("weight", width, hidden);
-    let bias = (index % 2 == 1).then(|| draft.vector("bias", width));
-    let head_norms = (index % 3 == 2).then(|| HeadNorms {
+    let bias = (of.bias == Bias::Added).then(|| draft.vector("bias", width));
+    let head_norms = of.head_norm_eps.map(|eps| HeadNorms {
         query: draft.vector("query norm", heads.dim),
         key: draft.vector("key norm", heads.dim),
-        eps: 1e-6,
+        eps,
     });
     let query = draft.activation("query", heads.query_width());
     draft.builder.step("qkv", Op::Qkv(Qkv { input, weight, bias, head_norms, heads, layer: 1, query }));
@@ -244,6 +291,6 @@ fn projected(
         let out = draft.activation("out", heads.query_width());
         draft.builder.step("attention", attention_step(heads, mask, query, out));
     }
-    let paging = Paging::new(&mut draft.numbers, PAGES[index], lengths);
+    let paging = Paging::new(&mut draft.numbers, page_size, lengths);
     with_schedule(draft, &paging, Stream { input, width: hidden, lengths })
 }

@@ -8,15 +8,24 @@ use mantissa_numerics::contract::Order;
 use super::bits;
 use super::case::{Case, Judged, Run, Setting};
 use super::failure::{Failure, Place, Problem};
+use super::measured::{Measured, relative_error};
 use crate::backend::{Backend, LoadOptions, NoProgress, OverflowRule, Session};
 use crate::op::Op;
 use crate::plan::Plan;
 use crate::program::ValueId;
-use crate::reference::ReferenceBackend;
-use crate::reference::number::{Bounded, Number, round_to};
+use crate::reference::number::{Bounded, Exact, Number, round_to};
+use crate::reference::{ReferenceBackend, ReferenceSession};
 
 /// Decoded rows of every result of every judged run, in order.
 pub(super) type Results = Vec<Vec<(ValueId, Vec<f32>)>>;
+
+/// What came of a case.
+pub(super) struct Judgement {
+    pub(super) results: Results,
+    pub(super) measured: Measured,
+    /// The first number that the reference does not allow.
+    pub(super) failure: Option<Failure>,
+}
 
 /// A case on its way through a backend.
 pub(super) struct Trial<'a> {
@@ -88,16 +97,10 @@ impl Trial<'_> {
     }
 
     /// Runs the case and compares every judged result with the reference, within the bounds of the contracts.
-    pub(super) fn judge(&self) -> Result<Results, Failure> {
+    pub(super) fn judge(&self) -> Result<Judgement, Failure> {
         let mut session = self.session()?;
-        let mut reference = ReferenceBackend::prepare_in::<Bounded>(
-            self.plan()?,
-            &self.case.source,
-            &self.options(),
-            &NoProgress,
-        )
-        .map_err(|error| self.failure(0, Problem::Refused(error.to_string())))?;
-        let mut all = Vec::new();
+        let mut reference = self.reference::<Bounded>()?;
+        let mut judgement = Judgement { results: Vec::new(), measured: Measured::default(), failure: None };
         for (index, run) in self.case.runs.iter().enumerate() {
             self.step(session.as_mut(), run, index)?;
             self.step(&mut reference, run, index)?;
@@ -107,23 +110,36 @@ impl Trial<'_> {
             let mut results = Vec::new();
             for (value, rows) in self.case.results(run) {
                 let got = self.read(session.as_ref(), (value, rows), index)?;
-                self.compare(value, &got, reference.numbers(value), index)?;
+                let found = self.compare(value, &got, reference.numbers(value), &mut judgement.measured);
+                let found = found.map(|problem| self.failure(index, problem));
+                judgement.failure = judgement.failure.or(found);
                 results.push((value, got));
             }
-            self.compare_bits(run, &results, index)?;
+            if judgement.failure.is_none() {
+                judgement.failure = self.compare_bits(run, &results, index).err();
+            }
             if self.case.program.logits().is_some() {
                 self.compare_logits(session.as_mut(), &results, index)?;
             }
-            all.push(results);
+            judgement.results.push(results);
         }
-        Ok(all)
+        Ok(judgement)
     }
 
-    fn compare(&self, value: ValueId, got: &[f32], wanted: &[Bounded], run: usize) -> Result<(), Failure> {
+    /// Measures every number, and names the first that is not allowed.
+    fn compare(
+        &self,
+        value: ValueId,
+        got: &[f32],
+        wanted: &[Bounded],
+        measured: &mut Measured,
+    ) -> Option<Problem> {
         let spec = self.case.program.value(value);
         let format = self.case.program.value_format(value, &self.setting.policy);
         let expected = self.case.expected.iter().find(|expected| expected.value == value);
+        let mut first = None;
         for (index, (&got, wanted)) in got.iter().zip(wanted).enumerate() {
+            measured.take(got, *wanted, format);
             let (low, high) = wanted.interval();
             let number = f64::from(got);
             let inside = (number.is_nan() && wanted.value().is_nan()) || (low <= number && number <= high);
@@ -132,15 +148,42 @@ impl Trial<'_> {
             // An infinite bound would let everything pass.
             let judged =
                 wanted.value().is_nan() || low == high || (high - low).is_finite() || format == Format::F16;
-            if !(inside && stored && known && judged) {
+            if first.is_none() && !(inside && stored && known && judged) {
                 let (row, column) = (index / spec.width, index % spec.width);
                 let value = spec.name.clone();
                 let wanted = expected.map_or(wanted.value(), |expected| f64::from(expected.number));
-                let problem = Problem::Value { value, row, column, format, got, wanted, low, high };
-                return Err(self.failure(run, problem));
+                first = Some(Problem::Value { value, row, column, format, got, wanted, low, high });
             }
         }
-        Ok(())
+        first
+    }
+
+    /// The reference for the case, in any arithmetic.
+    fn reference<N: Number>(&self) -> Result<ReferenceSession<N>, Failure> {
+        ReferenceBackend::prepare_in(self.plan()?, &self.case.source, &self.options(), &NoProgress)
+            .map_err(|error| self.failure(0, Problem::Refused(error.to_string())))
+    }
+
+    /// The largest relative error of a row of the results: against f64 in which nothing is rounded but inputs and weights.
+    pub(super) fn relative_error(&self, results: &Results) -> Result<Option<f64>, Failure> {
+        let mut truth = self.reference::<Exact>()?;
+        let mut results = results.iter();
+        let mut largest: Option<f64> = None;
+        for (index, run) in self.case.runs.iter().enumerate() {
+            self.step(&mut truth, run, index)?;
+            if run.judged == Judged::No {
+                continue;
+            }
+            for (value, got) in results.next().into_iter().flatten() {
+                let width = self.case.program.value(*value).width;
+                let format = self.case.program.value_format(*value, &self.setting.policy);
+                let wanted: Vec<f64> = truth.numbers(*value).iter().map(|number| number.value()).collect();
+                let rows = got.chunks(width).zip(wanted.chunks(width));
+                let errors = rows.filter_map(|(got, wanted)| relative_error(got, wanted, format));
+                largest = errors.chain(largest).reduce(f64::max);
+            }
+        }
+        Ok(largest)
     }
 
     /// Where the contract states the order of f32 operations, the bits follow from it.

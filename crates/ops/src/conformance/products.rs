@@ -1,12 +1,11 @@
 //! Cases of the families that multiply by weights: matmul, SwiGLU, FFN, logits.
 
 use mantissa_numerics::Format;
-use mantissa_numerics::contract::Family;
 
 use super::case::{Case, Draft, Expected, Run, Setting};
 use super::data::Kind;
 use crate::op::{Embedding, Ffn, Logits, Matmul, Op, SwiGlu};
-use crate::program::{ValueRole, WeightKind, WeightPart};
+use crate::program::{ValueId, ValueRole, WeightKind, WeightPart};
 use crate::source::RowOrder;
 
 /// Numbers of rows on both sides of the borders of the usual tiles.
@@ -25,13 +24,15 @@ const SPECIAL: &[Kind] = &[Kind::Large, Kind::Subnormal, Kind::OneNan, Kind::One
 pub(super) fn matmul(setting: &Setting) -> Vec<Case> {
     let mut cases = Vec::new();
     for (index, &columns) in WIDTHS.iter().enumerate() {
-        let extras =
-            Extras { bias: index % 2 == 1, residual: index % 3, alpha: [1.0, 0.5, 1.0, -1.25][index % 4] };
-        cases.push(product(setting, ROWS[index % 7], [other_width(index), columns], &extras));
+        let extras = Extras {
+            bias: if index % 2 == 1 { Added::Separate } else { Added::Nothing },
+            residual: [Added::Nothing, Added::Separate, Added::InPlace][index % 3],
+            alpha: [1.0, 0.5, 1.0, -1.25][index % 4],
+        };
+        cases.push(product(setting, ROWS[index % 7], [other_width(index), columns], extras));
     }
-    let plain = Extras { bias: false, residual: 0, alpha: 1.0 };
     for (rows, shape) in [(33, [96, 130]), (5, [130, 63]), (1, [64, 896]), (2, [1, 17])] {
-        cases.push(product(setting, rows, shape, &plain));
+        cases.push(product(setting, rows, shape, Extras::NONE));
     }
     cases.push(stacked(setting));
     cases.push(ones(setting, 32_768, 1.0));
@@ -39,28 +40,66 @@ pub(super) fn matmul(setting: &Setting) -> Vec<Case> {
     cases
 }
 
-struct Extras {
-    bias: bool,
-    /// None, into another value, in place.
-    residual: usize,
-    alpha: f32,
+/// Values that are added to a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Added {
+    /// None.
+    Nothing,
+    /// Some of their own.
+    Separate,
+    /// Those that the result replaces.
+    InPlace,
 }
 
-fn product(setting: &Setting, rows: usize, [out, columns]: [usize; 2], extras: &Extras) -> Case {
-    let Extras { bias, residual, alpha } = *extras;
-    let name = format!("{rows} rows, {columns} to {out}, bias {bias}, residual {residual}, alpha {alpha}");
+impl Added {
+    fn name(self) -> &'static str {
+        match self {
+            Added::Nothing => "none",
+            Added::Separate => "separate",
+            Added::InPlace => "in place",
+        }
+    }
+}
+
+impl Draft<'_> {
+    /// A residual and the result that it is added to.
+    fn added(&mut self, added: Added, width: usize) -> (Option<ValueId>, ValueId) {
+        let residual = (added != Added::Nothing).then(|| self.input("residual", width));
+        match residual {
+            Some(residual) if added == Added::InPlace => (Some(residual), residual),
+            _ => (residual, self.activation("out", width)),
+        }
+    }
+}
+
+/// What a product does beside multiplying.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extras {
+    /// A bias, never in place.
+    pub(super) bias: Added,
+    pub(super) residual: Added,
+    pub(super) alpha: f32,
+}
+
+impl Extras {
+    pub(super) const NONE: Extras = Extras { bias: Added::Nothing, residual: Added::Nothing, alpha: 1.0 };
+}
+
+/// A product of `rows` rows with a matrix, `[out, columns]`.
+pub(super) fn product(setting: &Setting, rows: usize, [out, columns]: [usize; 2], extras: Extras) -> Case {
+    let Extras { bias, residual, alpha } = extras;
+    let name = format!(
+        "{rows} rows, {columns} to {out}, bias {}, residual {}, alpha {alpha}",
+        bias.name(),
+        residual.name()
+    );
     let mut draft = Draft::new(setting, name, Run::rows(rows));
     draft.special = SPECIAL;
     let input = draft.input("input", columns);
     let weight = draft.matrix("weight", out, columns);
-    let bias = bias.then(|| draft.vector("bias", out));
-    let residual = (residual > 0).then_some(residual).map(|how| (how, draft.input("residual", out)));
-    let result = match residual {
-        Some((2, residual)) => residual,
-        _ => draft.activation("out", out),
-    };
-    let residual = residual.map(|(_, value)| value);
-    draft.builder.step("matmul", Op::Matmul(Matmul { input, weight, bias, residual, alpha, out: result }));
+    let bias = (bias != Added::Nothing).then(|| draft.vector("bias", out));
+    let (residual, out) = draft.added(residual, out);
+    draft.builder.step("matmul", Op::Matmul(Matmul { input, weight, bias, residual, alpha, out }));
     draft.finish()
 }
 
@@ -102,20 +141,22 @@ pub(super) fn swiglu(setting: &Setting) -> Vec<Case> {
     let mut cases: Vec<Case> = WIDTHS
         .iter()
         .enumerate()
-        .map(|(index, &columns)| {
-            let (rows, intermediate) = (ROWS[(index + 3) % 7], other_width(index));
-            let name = format!("{rows} rows, {columns} to {intermediate}");
-            let mut draft = Draft::new(setting, name, Run::rows(rows));
-            draft.special = &[Kind::Large, Kind::Subnormal, Kind::OneNan];
-            let input = draft.input("input", columns);
-            let weight = draft.gate_up(intermediate, columns);
-            let out = draft.activation("out", intermediate);
-            draft.builder.step("swiglu", Op::SwiGlu(SwiGlu { input, weight, out }));
-            draft.finish()
-        })
+        .map(|(index, &columns)| gated(setting, ROWS[(index + 3) % 7], [columns, other_width(index)]))
         .collect();
     cases.push(one_tensor_gate_up(setting));
     cases
+}
+
+/// SwiGLU of `rows` rows, from `columns` to `intermediate`.
+pub(super) fn gated(setting: &Setting, rows: usize, [columns, intermediate]: [usize; 2]) -> Case {
+    let name = format!("{rows} rows, {columns} to {intermediate}");
+    let mut draft = Draft::new(setting, name, Run::rows(rows));
+    draft.special = &[Kind::Large, Kind::Subnormal, Kind::OneNan];
+    let input = draft.input("input", columns);
+    let weight = draft.gate_up(intermediate, columns);
+    let out = draft.activation("out", intermediate);
+    draft.builder.step("swiglu", Op::SwiGlu(SwiGlu { input, weight, out }));
+    draft.finish()
 }
 
 /// Gate and up rows as two ranges of one tensor.
@@ -135,23 +176,28 @@ pub(super) fn ffn(setting: &Setting) -> Vec<Case> {
         .iter()
         .enumerate()
         .map(|(index, &hidden)| {
-            let (rows, intermediate) = (ROWS[(index + 5) % 7], other_width(index));
-            let residual = ["none", "separate", "in place"][index % 3];
-            let name = format!("{rows} rows, {hidden} through {intermediate}, residual {residual}");
-            let mut draft = Draft::new(setting, name, Run::rows(rows));
-            draft.special = &[Kind::Subnormal, Kind::OneNan];
-            let input = draft.input("input", hidden);
-            let gate_up = draft.gate_up(intermediate, hidden);
-            let down = draft.matrix("down", hidden, intermediate);
-            let residual = (index % 3 > 0).then(|| draft.input("residual", hidden));
-            let out = match residual {
-                Some(residual) if index % 3 == 2 => residual,
-                _ => draft.activation("out", hidden),
-            };
-            draft.builder.step("ffn", Op::Ffn(Ffn { input, gate_up, down, residual, out }));
-            draft.finish()
+            let residual = [Added::Nothing, Added::Separate, Added::InPlace][index % 3];
+            feed_forward(setting, ROWS[(index + 5) % 7], [hidden, other_width(index)], residual)
         })
         .collect()
+}
+
+/// FFN of `rows` rows of `hidden`, through `intermediate`.
+pub(super) fn feed_forward(
+    setting: &Setting,
+    rows: usize,
+    [hidden, intermediate]: [usize; 2],
+    added: Added,
+) -> Case {
+    let name = format!("{rows} rows, {hidden} through {intermediate}, residual {}", added.name());
+    let mut draft = Draft::new(setting, name, Run::rows(rows));
+    draft.special = &[Kind::Subnormal, Kind::OneNan];
+    let input = draft.input("input", hidden);
+    let gate_up = draft.gate_up(intermediate, hidden);
+    let down = draft.matrix("down", hidden, intermediate);
+    let (residual, out) = draft.added(added, hidden);
+    draft.builder.step("ffn", Op::Ffn(Ffn { input, gate_up, down, residual, out }));
+    draft.finish()
 }
 
 pub(super) fn logits(setting: &Setting) -> Vec<Case> {
@@ -159,26 +205,35 @@ pub(super) fn logits(setting: &Setting) -> Vec<Case> {
         .iter()
         .enumerate()
         .map(|(index, &hidden)| {
-            let (rows, vocabulary) = (ROWS[index % 7], other_width(index));
-            let mut run = Run::rows(rows);
+            let rows = ROWS[index % 7];
             // Every row, the last one, or every second one.
-            run.outputs = match index % 3 {
+            let outputs = match index % 3 {
                 0 => (0..rows as u32).collect(),
                 1 => vec![rows as u32 - 1],
                 _ => (0..rows as u32).step_by(2).collect(),
             };
-            let name = format!("{} of {rows} rows, {hidden} to {vocabulary}", run.outputs.len());
-            let mut draft = Draft::new(setting, name, run);
-            draft.special = SPECIAL;
-            let input = draft.input("input", hidden);
-            let weight = draft.matrix("weight", vocabulary, hidden);
-            let out = draft.builder.value("logits", vocabulary, ValueRole::Logits);
-            draft.builder.step("logits", Op::Logits(Logits { input, weight, out }));
-            draft.finish()
+            head(setting, rows, [hidden, other_width(index)], outputs)
         })
         .collect();
     cases.push(many_ones(setting));
     cases
+}
+
+/// Logits of some of `rows` rows, from `hidden` to `vocabulary`.
+pub(super) fn head(
+    setting: &Setting,
+    rows: usize,
+    [hidden, vocabulary]: [usize; 2],
+    outputs: Vec<u32>,
+) -> Case {
+    let name = format!("{} of {rows} rows, {hidden} to {vocabulary}", outputs.len());
+    let mut draft = Draft::new(setting, name, Run { outputs, ..Run::rows(rows) });
+    draft.special = SPECIAL;
+    let input = draft.input("input", hidden);
+    let weight = draft.matrix("weight", vocabulary, hidden);
+    let out = draft.builder.value("logits", vocabulary, ValueRole::Logits);
+    draft.builder.step("logits", Op::Logits(Logits { input, weight, out }));
+    draft.finish()
 }
 
 /// Logits of 131,072 products of ones: f32 whatever the policy stores.
@@ -198,34 +253,49 @@ fn many_ones(setting: &Setting) -> Case {
     case
 }
 
+/// Whether the logits share the table of an embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// They do.
+    Tied,
+    /// There are none.
+    Alone,
+}
+
 /// Token lookup in a table that, where the backend has the contract for it, the logits share.
-pub(super) fn embedding(setting: &Setting, supports: impl Fn(Family) -> bool) -> Vec<Case> {
-    let tied = supports(Family::Logits);
+pub(super) fn embedding(setting: &Setting, table: Table) -> Vec<Case> {
+    const VOCABULARY: usize = 37;
     WIDTHS
         .iter()
         .enumerate()
-        .map(|(index, &hidden)| {
-            const VOCABULARY: usize = 37;
-            let rows = ROWS[(index + 1) % 7];
-            let mut draft =
-                Draft::new(setting, format!("{rows} rows of {hidden}, tied {tied}"), Run::rows(rows));
-            draft.run.tokens = (0..rows).map(|_| draft.numbers.below(VOCABULARY) as u32).collect();
-            let weights = setting.policy.weights();
-            let mut table = Vec::new();
-            for token in 0..VOCABULARY {
-                let kinds = [Kind::Ordinary, Kind::Subnormal, Kind::Ordinary, Kind::Large, Kind::Ordinary];
-                table.extend(draft.numbers.stored(kinds[token % 5], weights, hidden));
-            }
-            draft.source.add("table", &[VOCABULARY, hidden], weights, &table);
-            let table = draft.builder.matrix("table", vec![WeightPart::whole("table", VOCABULARY)], hidden);
-            let out = draft.activation("out", hidden);
-            draft.builder.step("embedding", Op::Embedding(Embedding { table, out }));
-            if tied {
-                draft.run.outputs = vec![rows as u32 - 1];
-                let logits = draft.builder.value("logits", VOCABULARY, ValueRole::Logits);
-                draft.builder.step("logits", Op::Logits(Logits { input: out, weight: table, out: logits }));
-            }
-            draft.finish()
-        })
+        .map(|(index, &hidden)| looked_up(setting, ROWS[(index + 1) % 7], [VOCABULARY, hidden], table))
         .collect()
+}
+
+/// Rows of a table, `[vocabulary, hidden]`.
+pub(super) fn looked_up(
+    setting: &Setting,
+    rows: usize,
+    [vocabulary, hidden]: [usize; 2],
+    table: Table,
+) -> Case {
+    let tied = table == Table::Tied;
+    let mut draft = Draft::new(setting, format!("{rows} rows of {hidden}, tied {tied}"), Run::rows(rows));
+    draft.run.tokens = (0..rows).map(|_| draft.numbers.below(vocabulary) as u32).collect();
+    let weights = setting.policy.weights();
+    let mut numbers = Vec::new();
+    for token in 0..vocabulary {
+        let kinds = [Kind::Ordinary, Kind::Subnormal, Kind::Ordinary, Kind::Large, Kind::Ordinary];
+        numbers.extend(draft.numbers.stored(kinds[token % 5], weights, hidden));
+    }
+    draft.source.add("table", &[vocabulary, hidden], weights, &numbers);
+    let table = draft.builder.matrix("table", vec![WeightPart::whole("table", vocabulary)], hidden);
+    let out = draft.activation("out", hidden);
+    draft.builder.step("embedding", Op::Embedding(Embedding { table, out }));
+    if tied {
+        draft.run.outputs = vec![rows as u32 - 1];
+        let logits = draft.builder.value("logits", vocabulary, ValueRole::Logits);
+        draft.builder.step("logits", Op::Logits(Logits { input: out, weight: table, out: logits }));
+    }
+    draft.finish()
 }
