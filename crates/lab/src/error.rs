@@ -18,6 +18,8 @@ pub enum LabError {
     Run(#[from] RunError),
     #[error(transparent)]
     Ceiling(#[from] CeilingError),
+    #[error(transparent)]
+    Plot(#[from] crate::plot::PlotError),
     #[error("interrupted")]
     Cancelled,
     #[error("{measured} of {wanted} repetitions of {what} were measured")]

@@ -9,6 +9,7 @@ pub mod decode;
 mod error;
 pub mod machine;
 pub mod memory;
+pub mod plot;
 pub mod progress;
 pub mod stats;
 
