@@ -4,7 +4,9 @@
 //!
 //! First, on every shape, that all variants of a product give the same bits. Then each shape in each format for 1, 8,
 //! 16 and 512 rows: time of one launch in a row of many over weights that are not in the L2, bytes of weights per second
-//! as a share of a streaming read (up to 16 rows), or operations per second as a share of bare matrix steps.
+//! as a share of a streaming read (up to 16 rows), or operations per second as a share of bare matrix steps. Then every
+//! number of rows near which the choice between the variant for few rows and the tiled one turns, in both: where the one that
+//! is chosen takes more than a twentieth longer than the other, `NOT THE FASTEST` says so.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
@@ -50,6 +52,10 @@ const FORMATS: [(Format, Format); 4] = [
 ];
 
 const ROWS: [usize; 4] = [1, 8, 16, 512];
+/// Rows for which both kinds of variants are timed.
+const TURNING: [usize; 9] = [4, 8, 16, 24, 32, 33, 48, 64, 128];
+/// How much longer than another the chosen variant may take.
+const TOLERATED: f64 = 1.05;
 /// Rows for which variants are compared, the most first.
 const COMPARED: [usize; 7] = [33, 32, 16, 8, 4, 2, 1];
 
@@ -157,7 +163,7 @@ impl Bench {
     /// Every kernel of a product that is compared or timed.
     fn specs(&self, product: Product, shape: Shape) -> Vec<KernelSpec> {
         let mut specs = Vec::new();
-        for rows in COMPARED.into_iter().chain(ROWS) {
+        for rows in COMPARED.into_iter().chain(ROWS).chain(TURNING) {
             let shape = Shape { rows, ..shape };
             let variant = products::choose(product, shape, self.capabilities(), Preferences::default());
             let variants = self.compared(product, shape).into_iter().chain([variant]);
@@ -325,13 +331,12 @@ impl Bench {
     }
 
     fn bench(&self, name: &str, product: Product, shape: Shape) -> Result<()> {
-        let parts = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
-        let bytes = parts * shape.features * shape.columns * product.weights.bits() as usize / 8;
+        let bytes = weight_bytes(product, shape);
         let variant = products::choose(product, shape, self.capabilities(), Preferences::default());
         let spec = products::spec(product, variant, shape.columns);
         let places = ARENA / bytes;
         let seconds = self.time(|index| self.launch(product, variant, shape, index % places * bytes))?;
-        let operations = 2.0 * shape.rows as f64 * (parts * shape.features * shape.columns) as f64;
+        let operations = 2.0 * shape.rows as f64 * (parts(product) * shape.features * shape.columns) as f64;
         let (rate, unit, share) = if shape.rows <= 16 {
             let rate = bytes as f64 / seconds;
             (rate / 1e9, "GB/s", Some(rate / self.read))
@@ -351,10 +356,45 @@ impl Bench {
         Ok(())
     }
 
+    /// Times the variant for few rows and the tiled one, and says which is chosen.
+    fn turn(&self, name: &str, product: Product, shape: Shape) -> Result<()> {
+        let choose = |variant| {
+            let preferences = Preferences { variant, ..Preferences::default() };
+            products::choose(product, shape, self.capabilities(), preferences)
+        };
+        let chosen = choose(VariantPreference::Auto);
+        let [few, tiled] = [VariantPreference::SmallN, VariantPreference::Gemm].map(choose);
+        let bytes = weight_bytes(product, shape);
+        let time = |variant| {
+            self.time(|index| self.launch(product, variant, shape, index % (ARENA / bytes) * bytes))
+        };
+        let (few_seconds, tiled_seconds) = (time(few)?, time(tiled)?);
+        let ratio = if chosen == few { few_seconds / tiled_seconds } else { tiled_seconds / few_seconds };
+        let Product { weights, activations, .. } = product;
+        println!(
+            "{name:14} {weights:>4}x{activations:<4} {:4} rows {:10.2} us for few, {:10.2} us tiled; chosen: {}{}",
+            shape.rows,
+            few_seconds * 1e6,
+            tiled_seconds * 1e6,
+            described(chosen),
+            if ratio > TOLERATED { format!("; NOT THE FASTEST: {ratio:.2} times") } else { String::new() },
+        );
+        Ok(())
+    }
+
     fn matrix_ceiling(&self, product: Product) -> Option<f64> {
         let same = product.weights == product.activations;
         self.matrix.get(&product.weights).copied().filter(|_| same)
     }
+}
+
+/// Rows of the weights for each output.
+fn parts(product: Product) -> usize {
+    if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 }
+}
+
+fn weight_bytes(product: Product, shape: Shape) -> usize {
+    parts(product) * shape.features * shape.columns * product.weights.bits() as usize / 8
 }
 
 fn described(variant: Variant) -> String {
@@ -393,6 +433,9 @@ fn main() -> Result<()> {
             }
             for rows in ROWS {
                 bench.bench(name, product, Shape { rows, features, columns })?;
+            }
+            for rows in TURNING {
+                bench.turn(name, product, Shape { rows, features, columns })?;
             }
         }
     }
