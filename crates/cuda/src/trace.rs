@@ -235,3 +235,26 @@ impl CudaSession {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(gate: &Arc<Gate>) {
+        let waiting = Arc::into_raw(Arc::clone(gate)).cast_mut().cast::<c_void>();
+        // SAFETY: the pointer was just made of a counted reference, and is passed once.
+        unsafe { wait_at_gate(waiting) };
+    }
+
+    #[test]
+    fn a_gate_lets_go_when_it_is_opened_and_after_a_while() {
+        let gate = Arc::new(Gate::default());
+        std::thread::scope(|scope| {
+            scope.spawn(|| wait(&gate));
+            gate.open();
+        });
+        wait(&gate);
+        wait(&Arc::new(Gate::default()));
+        assert_eq!(Arc::strong_count(&gate), 1);
+    }
+}
