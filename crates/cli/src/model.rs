@@ -65,13 +65,18 @@ pub fn locate(name: &str) -> Result<Location> {
 
 /// Packs the weights, with a bar, and says what was converted.
 pub fn prepare(model: &Model, options: &Options, context: &Context) -> Result<Generator> {
-    let generator = model.prepare_with_progress(options, &Bar(output::byte_bar("Loading")))?;
+    let generator = model.prepare_with_progress(options, &loading_bar())?;
     if context.verbosity == Verbosity::Verbose || std::io::stderr().is_terminal() {
         for line in conversions(generator.report()) {
             writeln!(output::stderr(), "{line}")?;
         }
     }
     Ok(generator)
+}
+
+/// A bar for loading.
+pub fn loading_bar() -> impl Progress {
+    Bar(output::byte_bar("Loading"))
 }
 
 /// What loading converted: one line for each pair of formats.

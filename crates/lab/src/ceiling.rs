@@ -45,6 +45,11 @@ impl Samples {
         Ok(())
     }
 
+    /// Whether none were taken.
+    pub fn is_empty(&self) -> bool {
+        self.read.is_empty()
+    }
+
     /// Takes one sample, for measurements that are held against the ceilings around them.
     ///
     /// # Errors
@@ -161,6 +166,20 @@ impl Ceiling {
         }
     }
 
+    /// The bound of one step of a plan: whichever of memory and products needs longer.
+    pub fn of_step(&self, plan: &Plan, step: &Step, shape: &RunShape, seconds: f64) -> Bound {
+        let cost = plan.step_cost(step, shape);
+        let bound = |limit, amount: u64, ceiling: f64| {
+            let achieved = amount as f64 / seconds;
+            Bound { limit, achieved, ceiling, share: achieved / ceiling }
+        };
+        let rate = self.multiply.get(&Unit::of(&step.contract)).map_or(f64::INFINITY, |rate| rate.median);
+        let memory = cost.weights + cost.cache_read + cost.cache_written;
+        let memory = bound(Limit::Memory, memory, self.read.median);
+        let multiply = bound(Limit::Multiply, cost.operations, rate);
+        if multiply.share > memory.share { multiply } else { memory }
+    }
+
     /// The bound of decoding: whichever of memory and products needs longer. Each window is held against the bandwidth
     /// around it.
     pub fn of_windows(&self, plan: &Plan, tokens: usize, windows: &[Window]) -> Option<Bound> {
@@ -216,7 +235,12 @@ struct Products {
 
 /// The steps that are matrix products or attention.
 fn multiplying(plan: &Plan) -> impl Iterator<Item = &Step> {
-    plan.steps.iter().filter(|step| match step.op.family() {
+    plan.steps.iter().filter(|step| multiplies(step))
+}
+
+/// Whether a step is a matrix product or attention, whose operations are many for the bytes that they need.
+pub(crate) fn multiplies(step: &Step) -> bool {
+    match step.op.family() {
         Family::Matmul | Family::Qkv | Family::SwiGlu | Family::Ffn | Family::Logits | Family::Attention => {
             true
         }
@@ -226,5 +250,5 @@ fn multiplying(plan: &Plan) -> impl Iterator<Item = &Step> {
         | Family::Softmax
         | Family::Sdpa
         | Family::Residual => false,
-    })
+    }
 }

@@ -20,6 +20,8 @@ pub enum LabError {
     Ceiling(#[from] CeilingError),
     #[error(transparent)]
     Plot(#[from] crate::plot::PlotError),
+    #[error("the model's logits are not finite: use a policy with a wider range")]
+    NotFinite,
     #[error("interrupted")]
     Cancelled,
     #[error("{measured} of {wanted} repetitions of {what} were measured")]

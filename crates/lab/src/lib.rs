@@ -7,10 +7,13 @@ pub mod bench;
 pub mod ceiling;
 pub mod decode;
 mod error;
+pub mod label;
 pub mod machine;
 pub mod memory;
 pub mod plot;
+pub mod profile;
 pub mod progress;
+pub mod prompts;
 pub mod stats;
 
 pub use error::LabError;

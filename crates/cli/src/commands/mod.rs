@@ -9,6 +9,7 @@ mod eval;
 mod inspect;
 mod logits;
 mod plan;
+mod profile;
 mod run;
 mod synth;
 mod template;
@@ -42,6 +43,8 @@ pub enum Command {
     Template(template::Args),
     /// Judge a policy by text: perplexity, and distance from another policy
     Eval(eval::Args),
+    /// Show where the time of a prompt and of a token goes
+    Profile(profile::Args),
     /// Measure speed against what the machine can do
     Bench(bench::Args),
     /// Write a checkpoint of a known shape with random weights
@@ -63,6 +66,7 @@ pub fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Detokenize(args) => detokenize::run(args, context),
         Command::Template(args) => template::run(args, context),
         Command::Eval(args) => eval::run(args, context),
+        Command::Profile(args) => profile::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Synth(args) => synth::run(args, context),
         Command::Completions(args) => completions::run(args, context),

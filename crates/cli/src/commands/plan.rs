@@ -11,7 +11,8 @@ use mantissa::Options;
 use mantissa::numerics::contract::CacheFormat;
 use mantissa::ops::backend::KernelChoice;
 use mantissa::ops::cost::{Cost, RunShape, SequenceShape};
-use mantissa::ops::{Op, Plan, ShapeClass, Step};
+use mantissa::ops::{Plan, ShapeClass, Step};
+use mantissa_lab::label;
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -145,29 +146,8 @@ impl Row {
             contract: step.contract.to_string(),
             kernel: choice.kernel.clone(),
             why: choice.why.clone(),
-            shape: shape_text(plan, &step.op, shape),
+            shape: label::shape(plan, &step.op, shape),
             cost: plan.step_cost(step, shape),
-        }
-    }
-}
-
-/// Operands of a step: `[rows, columns]` of the input, the weights, and what else decides its size.
-fn shape_text(plan: &Plan, op: &Op, shape: &RunShape) -> String {
-    let program = &plan.program;
-    let rows = if matches!(op, Op::Logits(_)) { shape.outputs } else { shape.rows() };
-    let weights = op.weights().into_iter().map(|id| program.weight(id)).filter(|weight| weight.columns > 1);
-    let weights: Vec<String> =
-        weights.map(|weight| format!("[{}, {}]", weight.rows, weight.columns)).collect();
-    match op {
-        Op::Attention(op) => {
-            let context = shape.sequences.first().map_or(0, |sequence| sequence.context);
-            let heads = op.heads;
-            format!("[{rows}, {} x {}] over {context} x {}", heads.query, heads.dim, heads.key_value)
-        }
-        Op::Embedding(_) => format!("{rows} of {}", weights.join(" ")),
-        _ => {
-            let width = op.inputs().first().map_or(0, |&id| program.value(id).width);
-            std::iter::once(format!("[{rows}, {width}]")).chain(weights).collect::<Vec<_>>().join(" x ")
         }
     }
 }

@@ -10,14 +10,13 @@ use mantissa::ops::backend::NoProgress;
 use mantissa::ops::cost::RunShape;
 use mantissa::ops::{Backend, LoadReport, MemoryUse, Plan};
 use mantissa::{Completion, GenerateOptions, Generator, Model, Options};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::LabError;
 use crate::ceiling::{Bound, Ceiling, READ_BYTES, Samples};
 use crate::decode::{Decode, Window};
 use crate::memory;
 use crate::progress::Progress;
+use crate::prompts::random_ids;
 use crate::stats::Spread;
 
 /// Tokens generated to warm up.
@@ -239,13 +238,6 @@ impl Setup<'_> {
         };
         Ok(generator.generate_batch(&prompts, &options, |_| ())?)
     }
-}
-
-/// Random tokens; 0 is none of them, which often stands for padding.
-fn random_ids(vocabulary: usize, length: usize, seed: usize) -> Vec<u32> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed as u64);
-    let end = u32::try_from(vocabulary).unwrap_or(u32::MAX).max(2);
-    (0..length).map(|_| random.random_range(1..end)).collect()
 }
 
 /// Turns rounds of tests into tests with their repetitions, each against the ceilings before and after its round.
