@@ -10,6 +10,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mantissa_lab::LabError;
+use mantissa_lab::plot::Picture;
 
 use crate::interrupt::{self, Interrupted};
 
@@ -119,6 +120,17 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Resul
     file.sync_all().with_context(|| format!("cannot write {}", path.display()))?;
     std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))?;
     removed_on_error.keep();
+    Ok(())
+}
+
+/// Writes a plot into a folder, which comes into being where there is none: `NAME.svg` and `NAME.png`.
+pub fn write_picture(folder: &Path, name: &str, picture: &Picture) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let pixels = picture.png()?;
+    for (ending, bytes) in [("svg", picture.svg().as_bytes()), ("png", &pixels)] {
+        write_atomically(&folder.join(format!("{name}.{ending}")), |out| Ok(out.write_all(bytes)?))?;
+    }
     Ok(())
 }
 

@@ -8,9 +8,11 @@ use mantissa_ops::backend::{
 };
 use mantissa_ops::batch::{Batch, Limits};
 use mantissa_ops::load::check_kinds;
-use mantissa_ops::program::RunRows;
+use mantissa_ops::program::{RunRows, WeightKind};
 use mantissa_ops::trace::host_clock;
-use mantissa_ops::{Grain, Op, Plan, Scope, ShapeClass, TensorSource, Trace, ValueId};
+use mantissa_ops::{
+    Grain, Op, Plan, Scope, ShapeClass, TensorSource, Trace, ValueId, WeightId, WeightLayout,
+};
 
 use crate::aligned::{AlignedBuffer, OutOfMemory};
 use crate::attention::AttentionWorkspace;
@@ -19,6 +21,7 @@ use crate::experimental::Kernels;
 use crate::isa::Tier;
 use crate::matmul::MatmulScratch;
 use crate::operands::Machine;
+use crate::pack::PANEL;
 use crate::pool::Pool;
 use crate::rope::{RopeError, RopeTables};
 use crate::sdpa::sdpa_scratch;
@@ -291,6 +294,13 @@ impl Session for CpuSession {
         self.execute(batch, &mut stopwatch)?;
         let class = ShapeClass::of(batch.rows());
         Ok(stopwatch.trace(&self.plan, class))
+    }
+
+    fn weight_layout(&self, weight: WeightId) -> WeightLayout {
+        match self.plan.program.weight(weight).kind {
+            WeightKind::Matrix | WeightKind::GateUp => WeightLayout::Panels { rows: PANEL },
+            WeightKind::Vector => WeightLayout::Rows { stride: 1 },
+        }
     }
 
     fn logits(&mut self) -> Result<&[f32], RunError> {

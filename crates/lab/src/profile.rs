@@ -4,6 +4,7 @@ mod batches;
 mod chrome;
 mod operations;
 mod passes;
+mod plots;
 mod records;
 
 use mantissa::ops::ceilings::Ceilings;
@@ -21,7 +22,7 @@ use batches::{Places, Run};
 use passes::Runner;
 
 pub use chrome::{ChromeTrace, Event};
-pub use operations::{By, Row, Summary};
+pub use operations::{By, Row, Seconds, Summary};
 pub use passes::{TracedPass, TracedRun};
 pub use records::Record;
 

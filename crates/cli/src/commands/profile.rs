@@ -33,8 +33,8 @@ Examples:
 
 Prefill runs the prompts in batches as the engine does; decode runs one token of each sequence at a time. Each is run
 without a trace, with every kernel timed, and, where the device launches several kernels as one, with those timed as they
-are launched: on a GPU by events on the device, on the CPU by the clock before and after each step. Times are medians of
-the repetitions. A share of a ceiling is of the nearer one: how fast memory is read, or how fast the units multiply that
+are launched: on a GPU by events on the device, on the CPU by the clock before and after each step. Times are means of the
+middle third of the repetitions, so that parts add up to the whole. A share of a ceiling is of the nearer one: how fast memory is read, or how fast the units multiply that
 the contract names, both measured between the repetitions. Bytes and operations are what a perfect machine would move and
 compute. docs/measuring.md explains every column.")]
 pub struct Args {
@@ -68,6 +68,10 @@ pub struct Args {
     /// Write the events of one repetition to a file for chrome://tracing or https://ui.perfetto.dev
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+
+    /// Write plots into a folder, as PNG and as SVG: a roofline, and the time of each row of prefill and of decode
+    #[arg(long, value_name = "FOLDER")]
+    plot: Option<PathBuf>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -148,6 +152,14 @@ impl Args {
         if let Some(path) = &self.trace {
             let trace = profile.chrome_trace(machine);
             output::write_atomically(path, |writer| Ok(serde_json::to_writer(writer, &trace)?))?;
+        }
+        if let Some(folder) = &self.plot {
+            output::write_picture(folder, "roofline", &profile.roofline().draw()?)?;
+            for phase in &profile.phases {
+                if let Some(bars) = profile.bars(phase, self.by.by()) {
+                    output::write_picture(folder, phase.kind.name(), &bars.draw()?)?;
+                }
+            }
         }
         Ok(())
     }

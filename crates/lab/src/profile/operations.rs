@@ -37,6 +37,39 @@ impl By {
     }
 }
 
+/// Seconds that something took in the repetitions of a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Seconds {
+    /// The mean of the repetitions in the middle: of all, ordered by the time of the whole, the middle third. What belongs to
+    /// one whole is taken from the same repetitions, so that parts add up to it.
+    pub mean: f64,
+    /// In the shortest of all repetitions.
+    pub min: f64,
+    /// In the longest.
+    pub max: f64,
+}
+
+impl Seconds {
+    /// Of each repetition's, with the mean over some of them; nothing where there are none.
+    fn of(seconds: &[f64], middle: &[usize]) -> Option<Seconds> {
+        let chosen: Vec<f64> = middle.iter().filter_map(|&index| seconds.get(index).copied()).collect();
+        let Spread { min, max, .. } = Spread::of(seconds.to_vec())?;
+        (!chosen.is_empty()).then(|| Seconds {
+            mean: chosen.iter().sum::<f64>() / chosen.len() as f64,
+            min,
+            max,
+        })
+    }
+}
+
+/// The repetitions of the middle third by the time of the whole; all where there are less than three.
+fn middle(wholes: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..wholes.len()).collect();
+    order.sort_by(|&a, &b| wholes[a].total_cmp(&wholes[b]));
+    let beside = wholes.len() / 3;
+    order[beside..wholes.len() - beside].to_vec()
+}
+
 /// Something that takes time, in all batches of a phase together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -45,7 +78,7 @@ pub struct Row {
     /// Scopes in one repetition.
     pub calls: usize,
     /// Seconds in one repetition.
-    pub seconds: Spread,
+    pub seconds: Seconds,
     /// Of the phase's traced time, kernel by kernel.
     pub share: f64,
     /// What it moves and computes in one repetition; nothing where it is no step, or where kernels of another row take part.
@@ -56,7 +89,7 @@ pub struct Row {
     pub label: Label,
 }
 
-/// A phase, summed up.
+/// A phase, summed up. Rows, what is between steps, and sampling add up to the traced time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
     /// What takes time, kernel by kernel: the longest first, or step after step.
@@ -64,15 +97,17 @@ pub struct Summary {
     /// What is launched as one, where that is not a kernel: the longest first, without costs.
     pub launches: Vec<Row>,
     /// Seconds of the runs that belong to no scope, kernel by kernel.
-    pub between: Spread,
+    pub between: Seconds,
     /// Seconds that the choice of tokens took.
-    pub sampling: Spread,
+    pub sampling: Seconds,
     /// Seconds of everything, kernel by kernel.
-    pub traced: Spread,
+    pub traced: Seconds,
+    /// Of these, what reading the clock takes: every scope contains as much of it.
+    pub clock: f64,
     /// Seconds of everything as it is launched, where that is not kernel by kernel.
-    pub launched: Option<Spread>,
+    pub launched: Option<Seconds>,
     /// Seconds of everything, untraced, by the host's clock.
-    pub untraced: Spread,
+    pub untraced: Seconds,
     /// What a trace adds to the untraced phase by the host's clock, as a share of it; of launches, where they are not kernels.
     pub overhead: Spread,
     /// What all steps move and compute.
@@ -81,35 +116,57 @@ pub struct Summary {
     pub bound: Option<Bound>,
 }
 
+/// The kernel-by-kernel passes of a phase's repetitions.
+struct Kernels<'a> {
+    passes: Vec<&'a TracedPass>,
+    /// The repetitions that means are taken of.
+    middle: Vec<usize>,
+    /// Mean seconds of everything.
+    whole: f64,
+    /// How many scopes each step of each run has.
+    of_steps: HashMap<(usize, usize), usize>,
+}
+
 impl Profile {
     /// Sums a phase up; nothing where it has no repetition.
     pub fn summary(&self, phase: &Phase, by: By) -> Option<Summary> {
-        let spread = |of: &dyn Fn(&Repetition) -> f64| Spread::of(phase.repetitions.iter().map(of).collect());
         let passes: Vec<&TracedPass> = phase.repetitions.iter().map(|one| &one.ways.kernels).collect();
-        let launches: Vec<&TracedPass> =
-            phase.repetitions.iter().filter_map(|one| one.ways.launches.as_ref()).collect();
-        let traced = spread(&|one| one.ways.kernels.seconds())?;
+        let wholes: Vec<f64> = passes.iter().map(|pass| pass.seconds()).collect();
+        let first = *passes.first()?;
+        let middle = middle(&wholes);
+        let seconds = |of: fn(&TracedPass) -> f64| {
+            Seconds::of(&passes.iter().map(|pass| of(pass)).collect::<Vec<_>>(), &middle)
+        };
+        let traced = seconds(TracedPass::seconds)?;
+        let (between, sampling) = (seconds(TracedPass::between)?, seconds(TracedPass::sampling)?);
+        let work =
+            self.work(phase, first.scopes().filter_map(|(run, scope)| Some((run, scope.step?))).collect());
+        let (launches, launched) = self.launches(phase);
         let overhead = |one: &Repetition| {
             one.ways.launches.as_ref().unwrap_or(&one.ways.kernels).wall / one.ways.untraced - 1.0
         };
-        let scopes = passes.first()?.scopes();
-        let work = self.work(phase, scopes.filter_map(|(run, scope)| Some((run, scope.step?))).collect());
+        let overhead = Spread::of(phase.repetitions.iter().map(overhead).collect())?;
         let untraced: Vec<f64> = phase.repetitions.iter().map(|one| one.ways.untraced).collect();
+        let untraced_middle = self::middle(&untraced);
+        let of_steps = first.kernels_of_steps();
+        let kernels = Kernels { passes, middle, whole: traced.mean, of_steps };
         Some(Summary {
-            rows: self.rows(phase, &passes, by, traced.median),
-            launches: self.launch_rows(&launches),
-            between: spread(&|one| one.ways.kernels.between())?,
-            sampling: spread(&|one| one.ways.kernels.sampling())?,
+            rows: self.rows(phase, &kernels, by),
+            launches,
+            between,
+            sampling,
             traced,
-            launched: Spread::of(launches.iter().map(|pass| pass.seconds()).collect()),
-            overhead: spread(&overhead)?,
+            clock: phase.clock() * first.scopes().count() as f64,
+            launched,
+            overhead,
             cost: work.cost,
-            bound: work.bound(phase, &untraced),
-            untraced: Spread::of(untraced)?,
+            bound: work.bound(phase, &untraced, &untraced_middle),
+            untraced: Seconds::of(&untraced, &untraced_middle)?,
         })
     }
 
-    fn rows(&self, phase: &Phase, passes: &[&TracedPass], by: By, whole: f64) -> Vec<Row> {
+    fn rows(&self, phase: &Phase, kernels: &Kernels<'_>, by: By) -> Vec<Row> {
+        let passes = &kernels.passes;
         let groups = match by {
             By::Operation => group(passes, |scope| self.operation(scope)),
             By::Step => group(passes, |scope| match scope.step {
@@ -118,8 +175,7 @@ impl Profile {
             }),
             By::Kernel => group(passes, |scope| scope.kernel.clone()),
         };
-        let kernels = passes.first().map(|pass| pass.kernels_of_steps()).unwrap_or_default();
-        let row = |group: Group<'_>| self.row(phase, group, &kernels, by, whole);
+        let row = |group: Group<'_>| self.row(phase, &group, kernels, by);
         let mut rows: Vec<Row> = groups.into_iter().filter_map(row).collect();
         match by {
             By::Operation | By::Kernel => longest_first(&mut rows),
@@ -136,22 +192,15 @@ impl Profile {
         }
     }
 
-    fn row(
-        &self,
-        phase: &Phase,
-        group: Group<'_>,
-        kernels: &HashMap<(usize, usize), usize>,
-        by: By,
-        whole: f64,
-    ) -> Option<Row> {
+    fn row(&self, phase: &Phase, group: &Group<'_>, kernels: &Kernels<'_>, by: By) -> Option<Row> {
         let mut steps: BTreeMap<(usize, usize), usize> = BTreeMap::new();
         for (run, scope) in &group.scopes {
             *steps.entry((*run, scope.step.unwrap_or(usize::MAX))).or_default() += 1;
         }
-        let alone = steps.iter().all(|(step, scopes)| kernels.get(step) == Some(scopes));
+        let alone = steps.iter().all(|(step, scopes)| kernels.of_steps.get(step) == Some(scopes));
         let work = alone.then(|| self.work(phase, steps.keys().copied().collect()));
-        let seconds = Spread::of(group.seconds.clone())?;
-        let label = self.label(phase, &group, &steps);
+        let seconds = Seconds::of(&group.seconds, &kernels.middle)?;
+        let label = self.label(phase, group, &steps);
         let name = match (by, steps.keys().next().and_then(|&(_, index)| self.plan.steps.get(index))) {
             (By::Operation, Some(step)) => role(step).to_owned(),
             (By::Step, Some(step)) => step.name.clone(),
@@ -161,8 +210,8 @@ impl Profile {
             name,
             calls: group.scopes.len(),
             seconds,
-            share: seconds.median / whole,
-            bound: work.as_ref().and_then(|work| work.bound(phase, &group.seconds)),
+            share: seconds.mean / kernels.whole,
+            bound: work.as_ref().and_then(|work| work.bound(phase, &group.seconds, &kernels.middle)),
             cost: work.map(|work| work.cost),
             label,
         })
@@ -186,27 +235,32 @@ impl Profile {
         Label { backend, kernel: group.kernels(), shape, ..first.cloned().unwrap_or_default() }
     }
 
-    /// Launches have no steps of their own: what a graph or a kernel for many steps computes is the phase's.
-    fn launch_rows(&self, passes: &[&TracedPass]) -> Vec<Row> {
-        let whole = Spread::of(passes.iter().map(|pass| pass.seconds()).collect());
+    /// What is launched as one, and the seconds of all; nothing where that is kernel by kernel. Launches have no steps of
+    /// their own: what a graph or a kernel for many steps computes is the phase's.
+    fn launches(&self, phase: &Phase) -> (Vec<Row>, Option<Seconds>) {
+        let passes: Vec<&TracedPass> =
+            phase.repetitions.iter().filter_map(|one| one.ways.launches.as_ref()).collect();
+        let wholes: Vec<f64> = passes.iter().map(|pass| pass.seconds()).collect();
+        let middle = middle(&wholes);
+        let Some(whole) = Seconds::of(&wholes, &middle) else { return (Vec::new(), None) };
         let row = |group: Group<'_>| {
             let kernel = group.kernels();
             let backend = self.plan.backend.name.clone();
-            let seconds = Spread::of(group.seconds.clone())?;
+            let seconds = Seconds::of(&group.seconds, &middle)?;
             Some(Row {
                 name: kernel.clone(),
                 calls: group.scopes.len(),
                 seconds,
-                share: seconds.median / whole?.median,
+                share: seconds.mean / whole.mean,
                 cost: None,
                 bound: None,
                 label: Label { backend, kernel, ..Label::default() },
             })
         };
-        let groups = group(passes, |scope| scope.kernel.clone());
+        let groups = group(&passes, |scope| scope.kernel.clone());
         let mut rows: Vec<Row> = groups.into_iter().filter_map(row).collect();
         longest_first(&mut rows);
-        rows
+        (rows, Some(whole))
     }
 
     /// What steps of runs move and compute, each once.
@@ -233,36 +287,35 @@ struct Work {
 }
 
 impl Work {
-    /// The nearer ceiling, of so many seconds in each repetition, each against the ceilings around it.
-    fn bound(&self, phase: &Phase, seconds: &[f64]) -> Option<Bound> {
-        let pairs = phase.repetitions.iter().zip(seconds);
-        let bounds: Vec<Bound> = pairs.map(|(one, &seconds)| self.bound_in(&one.ceiling, seconds)).collect();
-        Bound::median(&bounds).filter(|_| self.cost.bytes() > 0)
+    /// The nearer ceiling of so many seconds in each repetition, over some of them, each against the ceilings around it.
+    fn bound(&self, phase: &Phase, seconds: &[f64], middle: &[usize]) -> Option<Bound> {
+        let (mut taken, mut reading, mut multiplying) = (0.0, 0.0, 0.0);
+        for &index in middle {
+            let ceiling = &phase.repetitions.get(index)?.ceiling;
+            taken += seconds.get(index)?;
+            reading += self.cost.bytes() as f64 / ceiling.read.median;
+            multiplying += self.multiplying(ceiling);
+        }
+        let times = middle.len() as f64;
+        let bound = |limit, amount: u64, ideal: f64| {
+            let amount = amount as f64 * times;
+            Bound { limit, achieved: amount / taken, ceiling: amount / ideal, share: ideal / taken }
+        };
+        let nearer = if multiplying > reading {
+            bound(Limit::Multiply, self.products.values().sum(), multiplying)
+        } else {
+            bound(Limit::Memory, self.cost.bytes(), reading)
+        };
+        (self.cost.bytes() > 0).then_some(nearer)
     }
 
-    fn bound_in(&self, ceiling: &Ceiling, seconds: f64) -> Bound {
-        let bytes = self.cost.bytes() as f64;
-        let memory = Bound {
-            limit: Limit::Memory,
-            achieved: bytes / seconds,
-            ceiling: ceiling.read.median,
-            share: bytes / ceiling.read.median / seconds,
-        };
-        let ideal = |(unit, &operations): (&Unit, &u64)| {
+    /// Seconds of the products at the rates of their units.
+    fn multiplying(&self, ceiling: &Ceiling) -> f64 {
+        let seconds = |(unit, &operations): (&Unit, &u64)| {
             let rate = ceiling.multiply.get(unit).map_or(f64::INFINITY, |rate| rate.median);
             operations as f64 / rate
         };
-        let ideal: f64 = self.products.iter().map(ideal).sum();
-        let operations = self.products.values().sum::<u64>() as f64;
-        if ideal / seconds <= memory.share {
-            return memory;
-        }
-        Bound {
-            limit: Limit::Multiply,
-            achieved: operations / seconds,
-            ceiling: operations / ideal,
-            share: ideal / seconds,
-        }
+        self.products.iter().map(seconds).sum()
     }
 }
 
@@ -308,7 +361,7 @@ fn group<'a, K: Eq + Hash>(passes: &[&'a TracedPass], key: impl Fn(&'a Scope) ->
 }
 
 fn longest_first(rows: &mut [Row]) {
-    rows.sort_by(|a, b| b.seconds.median.total_cmp(&a.seconds.median));
+    rows.sort_by(|a, b| b.seconds.mean.total_cmp(&a.seconds.mean));
 }
 
 /// The name of a step without that of its layer: `qkv` of `layers.3.qkv`.

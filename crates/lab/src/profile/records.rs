@@ -4,10 +4,9 @@ use mantissa::ops::cost::Cost;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{By, Phase, Profile, Row, Summary};
+use super::{By, Phase, Profile, Row, Seconds, Summary};
 use crate::ceiling::Bound;
 use crate::machine::Machine;
-use crate::stats::Spread;
 
 /// A row of a phase with everything that it was measured on, for tables of many profiles.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -47,7 +46,7 @@ pub struct Record {
     pub name: String,
     /// Scopes.
     pub calls: Option<usize>,
-    /// Seconds, the median of the repetitions.
+    /// Seconds, the mean of the repetitions in the middle.
     pub seconds: f64,
     /// The shortest.
     pub seconds_min: f64,
@@ -130,13 +129,14 @@ impl Profile {
             "runs": phase.shapes.len(),
             "rows": summary.rows.iter().map(row_json).collect::<Vec<_>>(),
             "launches": summary.launches.iter().map(row_json).collect::<Vec<_>>(),
-            "between_seconds": summary.between.json(),
-            "sampling_seconds": summary.sampling.json(),
-            "traced_seconds": summary.traced.json(),
-            "launched_seconds": summary.launched.map(|seconds| seconds.json()),
-            "untraced_seconds": summary.untraced.json(),
+            "between_seconds": summary.between,
+            "sampling_seconds": summary.sampling,
+            "traced_seconds": summary.traced,
+            "launched_seconds": summary.launched,
+            "untraced_seconds": summary.untraced,
             "overhead": summary.overhead.json(),
-            "clock_seconds": phase.clock(),
+            "clock_seconds": summary.clock,
+            "scope_clock_seconds": phase.clock(),
             "cost": cost_json(&summary.cost),
             "bound": summary.bound.map(bound_json),
         }))
@@ -152,9 +152,9 @@ impl Profile {
         let base = self.base(machine, phase);
         let mut records: Vec<Record> = summary.rows.iter().map(|row| of_row(&base, row, by.name())).collect();
         records.extend(summary.launches.iter().map(|row| of_row(&base, row, "launch")));
-        let whole = |kind: &'static str, seconds: Spread| {
+        let whole = |kind: &'static str, seconds: Seconds| {
             let record = Record { kind, name: kind.to_owned(), ..base.clone() };
-            with_seconds(record, seconds, seconds.median / summary.traced.median)
+            with_seconds(record, seconds, seconds.mean / summary.traced.mean)
         };
         records.push(whole("between steps", summary.between));
         records.push(whole("sampling", summary.sampling));
@@ -211,9 +211,9 @@ fn of_row(base: &Record, row: &Row, kind: &'static str) -> Record {
     }
 }
 
-fn with_seconds(record: Record, seconds: Spread, share: f64) -> Record {
-    let Spread { median, min, max } = seconds;
-    Record { seconds: median, seconds_min: min, seconds_max: max, share, ..record }
+fn with_seconds(record: Record, seconds: Seconds, share: f64) -> Record {
+    let Seconds { mean, min, max } = seconds;
+    Record { seconds: mean, seconds_min: min, seconds_max: max, share, ..record }
 }
 
 fn with_cost(record: Record, cost: &Cost, bound: Option<Bound>) -> Record {
@@ -235,11 +235,11 @@ fn with_cost(record: Record, cost: &Cost, bound: Option<Bound>) -> Record {
 
 fn row_json(row: &Row) -> Value {
     let rate =
-        |amount: fn(&Cost) -> u64| row.cost.as_ref().map(|cost| amount(cost) as f64 / row.seconds.median);
+        |amount: fn(&Cost) -> u64| row.cost.as_ref().map(|cost| amount(cost) as f64 / row.seconds.mean);
     json!({
         "name": row.name,
         "calls": row.calls,
-        "seconds": row.seconds.json(),
+        "seconds": row.seconds,
         "share": row.share,
         "cost": row.cost.as_ref().map(cost_json),
         "bytes_per_second": rate(Cost::bytes),

@@ -7,8 +7,7 @@ use mantissa::Model;
 use mantissa::ops::cost::Cost;
 use mantissa_lab::ceiling::{Bound, Limit};
 use mantissa_lab::machine::Machine;
-use mantissa_lab::profile::{By, Phase, PhaseKind, Profile, Row, Summary};
-use mantissa_lab::stats::Spread;
+use mantissa_lab::profile::{By, Phase, PhaseKind, Profile, Row, Seconds, Summary};
 
 use crate::output;
 use crate::table::{self, Column};
@@ -27,7 +26,7 @@ impl Report<'_> {
         let Profile { plan, ceiling, .. } = self.profile;
         writeln!(
             output::stdout(),
-            "{} under {} on {}; medians of {} repetitions",
+            "{} under {} on {}; {} repetitions",
             self.model.location(),
             plan.policy,
             self.machine.describe(),
@@ -104,9 +103,9 @@ impl Section<'_> {
         ];
         let summary = self.summary;
         let mut rows: Vec<Vec<String>> = summary.rows.iter().map(|row| self.cells(row)).collect();
-        let whole = summary.traced.median;
-        rows.push(self.line("between steps", summary.between, summary.between.median / whole));
-        rows.push(self.line("sampling", summary.sampling, summary.sampling.median / whole));
+        let whole = summary.traced.mean;
+        rows.push(self.line("between steps", summary.between, summary.between.mean / whole));
+        rows.push(self.line("sampling", summary.sampling, summary.sampling.mean / whole));
         let mut total = self.line("total", summary.traced, 1.0);
         self.costs(&mut total, &summary.cost, summary.traced);
         rows.push(total);
@@ -138,14 +137,15 @@ impl Section<'_> {
         let percent = |part: f64| format!("{:+.1}", 100.0 * part);
         writeln!(
             output::stdout(),
-            "untraced: {} ({}..{}){share}\ntracing adds {} % ({}..{}); a scope contains {} of clock",
-            time(untraced.median / self.parts()),
+            "untraced: {} ({}..{}){share}\ntracing adds {} % ({}..{}); reading the clock takes {} of each scope, {} in all",
+            time(untraced.mean / self.parts()),
             time(untraced.min / self.parts()),
             time(untraced.max / self.parts()),
             percent(overhead.median),
             percent(overhead.min),
             percent(overhead.max),
             time(self.phase.clock()),
+            time(self.summary.clock / self.parts()),
         )?;
         Ok(())
     }
@@ -167,20 +167,20 @@ impl Section<'_> {
     }
 
     /// A row of name, time and share.
-    fn line(&self, name: &str, seconds: Spread, share: f64) -> Vec<String> {
+    fn line(&self, name: &str, seconds: Seconds, share: f64) -> Vec<String> {
         let mut cells = vec![String::new(); 14];
         cells[0] = name.to_owned();
-        cells[2] = time(seconds.median / self.parts());
+        cells[2] = time(seconds.mean / self.parts());
         cells[3] = format!("{:.1} %", 100.0 * share);
         cells
     }
 
-    fn costs(&self, cells: &mut [String], cost: &Cost, seconds: Spread) {
+    fn costs(&self, cells: &mut [String], cost: &Cost, seconds: Seconds) {
         let (bytes, operations) = (cost.bytes() as f64, cost.operations as f64);
         cells[4] = table::rate(bytes / self.parts());
-        cells[5] = table::rate(bytes / seconds.median);
+        cells[5] = table::rate(bytes / seconds.mean);
         cells[6] = table::rate(operations / self.parts());
-        cells[7] = table::rate(operations / seconds.median);
+        cells[7] = table::rate(operations / seconds.mean);
     }
 }
 
