@@ -137,9 +137,10 @@ impl Trial<'_> {
         let spec = self.case.program.value(value);
         let format = self.case.program.value_format(value, &self.setting.policy);
         let expected = self.case.expected.iter().find(|expected| expected.value == value);
+        let rows = got.chunks(spec.width).zip(wanted.chunks(spec.width));
+        rows.for_each(|(got, wanted)| measured.take(got, wanted, format));
         let mut first = None;
         for (index, (&got, wanted)) in got.iter().zip(wanted).enumerate() {
-            measured.take(got, *wanted, format);
             let (low, high) = wanted.interval();
             let number = f64::from(got);
             let inside = (number.is_nan() && wanted.value().is_nan()) || (low <= number && number <= high);

@@ -10,7 +10,8 @@ pub struct Measured {
     /// Numbers compared.
     pub numbers: usize,
     /// Largest distance of a finite number from the contract's own result in f64, in units in the last place of the format
-    /// that it is stored in.
+    /// that it is stored in: those of the result or of its row's root mean square, whichever is larger, for what terms that
+    /// cancel leave says nothing in units of its own.
     pub max_ulps: f64,
     /// Largest share of the distance that the contract allows; beyond 1 it is exceeded.
     pub bound_used: f64,
@@ -20,17 +21,21 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Takes a number in.
-    pub(super) fn take(&mut self, got: f32, wanted: Bounded, format: Format) {
-        self.numbers += 1;
-        let (got, value, (low, high)) = (f64::from(got), wanted.value(), wanted.interval());
-        let error = (got - value).abs();
-        if !error.is_finite() || error == 0.0 {
-            return;
+    /// Takes a row in.
+    pub(super) fn take(&mut self, got: &[f32], wanted: &[Bounded], format: Format) {
+        let finite = || wanted.iter().map(|wanted| wanted.value()).filter(|value| value.is_finite());
+        let mean = (finite().map(|value| value * value).sum::<f64>() / finite().count().max(1) as f64).sqrt();
+        for (&got, wanted) in got.iter().zip(wanted) {
+            self.numbers += 1;
+            let (got, value, (low, high)) = (f64::from(got), wanted.value(), wanted.interval());
+            let error = (got - value).abs();
+            if !error.is_finite() || error == 0.0 {
+                continue;
+            }
+            self.max_ulps = self.max_ulps.max(error / tolerance::ulp(format, value.abs().max(mean)));
+            let allowed = if got < value { value - low } else { high - value };
+            self.bound_used = self.bound_used.max(error / allowed);
         }
-        self.max_ulps = self.max_ulps.max(error / tolerance::ulp(format, value));
-        let allowed = if got < value { value - low } else { high - value };
-        self.bound_used = self.bound_used.max(error / allowed);
     }
 
     /// What was measured of further results taken in.
@@ -60,10 +65,15 @@ mod tests {
     fn the_worst_of_all_numbers_counts() {
         let wanted = |value: f64| Bounded::exact(value).add(Bounded::exact(0.0)).round(Format::Bf16);
         let mut measured = Measured::default();
-        measured.take(1.0, wanted(1.0), Format::Bf16);
+        measured.take(&[1.0], &[wanted(1.0)], Format::Bf16);
         assert_eq!(measured, Measured { numbers: 1, ..Measured::default() });
-        measured.take(1.015_625, wanted(1.0), Format::Bf16);
+        measured.take(&[1.015_625], &[wanted(1.0)], Format::Bf16);
         assert_eq!((measured.max_ulps, measured.bound_used), (2.0, f64::INFINITY));
+        // Beside numbers of 64, whose unit is 0.5, an error of 1/64 is small, however small the number itself.
+        let row = [64.0, 64.0, 0.0].map(wanted);
+        let mut beside = Measured::default();
+        beside.take(&[64.0, 64.0, 0.015_625], &row, Format::Bf16);
+        assert_eq!(beside.max_ulps, 0.062_5);
         let mut other = Measured { numbers: 3, relative_error: Some(0.5), ..Measured::default() };
         other.merge(&measured);
         assert_eq!(other, Measured { numbers: 5, relative_error: Some(0.5), ..measured });

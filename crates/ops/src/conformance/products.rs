@@ -265,28 +265,36 @@ pub(super) enum Table {
 /// Token lookup in a table that, where the backend has the contract for it, the logits share.
 pub(super) fn embedding(setting: &Setting, table: Table) -> Vec<Case> {
     const VOCABULARY: usize = 37;
+    const KINDS: [Kind; 5] = [Kind::Ordinary, Kind::Subnormal, Kind::Ordinary, Kind::Large, Kind::Ordinary];
     WIDTHS
         .iter()
         .enumerate()
-        .map(|(index, &hidden)| looked_up(setting, ROWS[(index + 1) % 7], [VOCABULARY, hidden], table))
+        .map(|(index, &hidden)| {
+            let rows = ROWS[(index + 1) % 7];
+            looked_up(setting, rows, Tokens { vocabulary: VOCABULARY, hidden, table, kinds: &KINDS })
+        })
         .collect()
 }
 
-/// Rows of a table, `[vocabulary, hidden]`.
-pub(super) fn looked_up(
-    setting: &Setting,
-    rows: usize,
-    [vocabulary, hidden]: [usize; 2],
-    table: Table,
-) -> Case {
+/// A table of an embedding.
+pub(super) struct Tokens {
+    pub(super) vocabulary: usize,
+    pub(super) hidden: usize,
+    pub(super) table: Table,
+    /// Those of its rows, in turn.
+    pub(super) kinds: &'static [Kind],
+}
+
+/// Some rows of a table.
+pub(super) fn looked_up(setting: &Setting, rows: usize, tokens: Tokens) -> Case {
+    let Tokens { vocabulary, hidden, table, kinds } = tokens;
     let tied = table == Table::Tied;
     let mut draft = Draft::new(setting, format!("{rows} rows of {hidden}, tied {tied}"), Run::rows(rows));
     draft.run.tokens = (0..rows).map(|_| draft.numbers.below(vocabulary) as u32).collect();
     let weights = setting.policy.weights();
     let mut numbers = Vec::new();
     for token in 0..vocabulary {
-        let kinds = [Kind::Ordinary, Kind::Subnormal, Kind::Ordinary, Kind::Large, Kind::Ordinary];
-        numbers.extend(draft.numbers.stored(kinds[token % 5], weights, hidden));
+        numbers.extend(draft.numbers.stored(kinds[token % kinds.len()], weights, hidden));
     }
     draft.source.add("table", &[vocabulary, hidden], weights, &numbers);
     let table = draft.builder.matrix("table", vec![WeightPart::whole("table", vocabulary)], hidden);

@@ -7,7 +7,8 @@ use mantissa_numerics::contract::Family;
 
 use super::cached::{Bias, Layout, Projected, RopeSource, exact_attention, projection};
 use super::case::{Case, Setting};
-use super::products::{Added, Extras, feed_forward, gated, head, looked_up, product};
+use super::data::Kind;
+use super::products::{Added, Extras, Tokens, feed_forward, gated, head, looked_up, product};
 use super::rows::{Stream, Sum, attended, exponentials, normed, rope_spec, rotated, summed};
 use super::{judge_cache, tied};
 use crate::backend::Backend;
@@ -94,8 +95,12 @@ impl Shapes {
         let rows = || ROWS.into_iter();
         match setting.contract.query.family {
             Family::Embedding => {
-                let table = slice(vocabulary, hidden);
-                rows().map(|rows| looked_up(setting, rows, [table, hidden], tied(backend, setting))).collect()
+                let vocabulary = slice(vocabulary, hidden);
+                let table = tied(backend, setting);
+                let kinds = &[Kind::Ordinary];
+                rows()
+                    .map(|rows| looked_up(setting, rows, Tokens { vocabulary, hidden, table, kinds }))
+                    .collect()
             }
             Family::RmsNorm => rows()
                 .zip([Stream::Alone, Stream::Added].into_iter().cycle())
