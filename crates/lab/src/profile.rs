@@ -115,6 +115,8 @@ struct StepRun {
 /// A profile.
 #[derive(Clone, Debug)]
 pub struct Profile {
+    /// What the model is called: its architecture, until someone knows better.
+    pub model: String,
     /// What was run.
     pub plan: Plan,
     /// With which batches.
@@ -163,8 +165,8 @@ impl Profiler {
         progress.say("warming up");
         let prefill = batches::prefill(&prompts, session.limits());
         let mut runner = Runner::new(session, &places);
-        runner.untraced(&prefill)?;
-        let decode = runner.generate(workload.prompt, workload.generate)?;
+        let first = runner.prefill(&prefill)?;
+        let decode = runner.generate(first, workload.prompt, workload.generate)?;
         let mut around = Around { samples: Samples::default(), taken: 0, ceilings: &*ceilings };
         let mut phases = Vec::new();
         for (done, (kind, runs)) in
@@ -185,7 +187,7 @@ impl Profiler {
             phases.push(phase);
         }
         let ceiling = around.samples.ceiling()?;
-        Ok(Profile { plan, workload, ceiling, labels, phases })
+        Ok(Profile { model: plan.program.name.clone(), plan, workload, ceiling, labels, phases })
     }
 }
 

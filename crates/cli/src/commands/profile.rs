@@ -114,14 +114,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let mut session = model.session(&options, &*backend, &model::loading_bar())?;
     let progress = Measuring::start(context);
     let profiler = Profiler { workload, repetitions: args.repetitions.get() };
-    let profile = profiler.measure(&mut *session, &*backend, &progress)?;
+    let mut profile = profiler.measure(&mut *session, &*backend, &progress)?;
+    profile.model = model.location().to_string();
     progress.finish();
     args.write_files(&profile, &machine)?;
     let by = args.by.by();
     if args.json {
         return output::json(&profile.json(&machine, by));
     }
-    Report { model: &model, machine: &machine, profile: &profile, by }.print()
+    Report { machine: &machine, profile: &profile, by }.print()
 }
 
 impl Args {

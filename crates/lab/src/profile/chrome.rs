@@ -52,7 +52,7 @@ impl Profile {
     /// goes on is on a further thread.
     pub fn chrome_trace(&self, machine: &Machine) -> ChromeTrace {
         let mut file = File::default();
-        file.name_process(&format!("{} on {}", self.plan.program.name, machine.device));
+        file.name_process(&format!("{} on {}", self.model, machine.device));
         for phase in &self.phases {
             let Some(middle) = middle(phase) else { continue };
             self.add(&mut file, phase, &middle.kernels, "kernel by kernel");
@@ -62,7 +62,7 @@ impl Profile {
         }
         let about = [
             ("machine", json!(machine)),
-            ("model", json!(self.plan.program.name)),
+            ("model", json!(self.model)),
             ("policy", json!(self.plan.policy.to_string())),
         ];
         ChromeTrace {

@@ -115,18 +115,43 @@ impl<'a> Runner<'a> {
         Ok(TracedPass { runs: traced, wall: started.elapsed().as_secs_f64() })
     }
 
-    /// Generates tokens from the logits of the last run on, and gives the batches that this took.
-    pub fn generate(&mut self, position: usize, tokens: usize) -> Result<Vec<Run>, LabError> {
+    /// Runs prompts, and chooses the first token behind each.
+    pub fn prefill(&mut self, runs: &[Run]) -> Result<Vec<u32>, LabError> {
+        let mut first = Vec::new();
+        for run in runs {
+            self.session.run(&run.batch(&run.sequences(self.places)))?;
+            self.choose(run)?;
+            if run.outputs() > 0 {
+                first.extend(self.chosen()?);
+            }
+        }
+        Ok(first)
+    }
+
+    /// Generates tokens behind a first one of each sequence at a position, and gives the batches that this took.
+    pub fn generate(
+        &mut self,
+        first: Vec<u32>,
+        position: usize,
+        tokens: usize,
+    ) -> Result<Vec<Run>, LabError> {
         let mut runs = Vec::with_capacity(tokens);
+        let mut next = first;
         for token in 0..tokens {
-            let chosen: Option<Vec<u32>> =
-                self.reduced.iter().map(|row| row.chosen.map(|key| key.token())).collect();
-            let run = batches::decode(&chosen.ok_or(LabError::NotFinite)?, position + token);
+            let run = batches::decode(&next, position + token);
             self.session.run(&run.batch(&run.sequences(self.places)))?;
             self.choose(&run)?;
+            next = self.chosen()?;
             runs.push(run);
         }
         Ok(runs)
+    }
+
+    /// The tokens that were chosen last.
+    fn chosen(&self) -> Result<Vec<u32>, LabError> {
+        let tokens: Option<Vec<u32>> =
+            self.reduced.iter().map(|row| row.chosen.map(|key| key.token())).collect();
+        tokens.ok_or(LabError::NotFinite)
     }
 
     /// Chooses the tokens of the last run, the most probable ones, and says how long it took.

@@ -26,7 +26,7 @@ impl Profile {
             }));
         }
         Roofline {
-            title: format!("{}, {}", self.plan.program.name, self.plan.policy),
+            title: format!("{}, {}", self.model, self.plan.policy),
             memory: self.ceiling.read.median,
             multiply: multiply
                 .map(|(unit, rate)| plot::Ceiling { name: unit.to_string(), rate: rate.median })
@@ -53,7 +53,7 @@ impl Profile {
         // On a device's own clock this may be nothing at all, or less by rounding.
         bars.push(bar("between steps".to_owned(), summary.between.mean.max(0.0)));
         Some(Bars {
-            title: format!("{of}: {}, {}", self.plan.program.name, self.plan.policy),
+            title: format!("{of}: {}, {}", self.model, self.plan.policy),
             axis: Axis::prefixed("time", "s"),
             series: vec![phase.kind.name().to_owned()],
             rows: bars,

@@ -25,7 +25,7 @@ pub struct Record {
     pub version: String,
     /// Commit of the program.
     pub commit: String,
-    /// The model's architecture.
+    /// The model.
     pub model: String,
     /// The policy.
     pub policy: String,
@@ -107,7 +107,7 @@ impl Profile {
             .collect();
         json!({
             "machine": machine,
-            "model": self.plan.program.name,
+            "model": self.model,
             "policy": self.plan.policy.to_string(),
             "workload": self.workload,
             "repetitions": self.repetitions(),
@@ -174,7 +174,7 @@ impl Profile {
             threads: machine.threads,
             version: machine.build.version.clone(),
             commit: machine.build.commit.clone(),
-            model: self.plan.program.name.clone(),
+            model: self.model.clone(),
             policy: self.plan.policy.to_string(),
             prompt: self.workload.prompt,
             generate: self.workload.generate,

@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use anyhow::Result;
-use mantissa::Model;
 use mantissa::ops::cost::Cost;
 use mantissa_lab::ceiling::{Bound, Limit};
 use mantissa_lab::machine::Machine;
@@ -14,7 +13,6 @@ use crate::table::{self, Column};
 
 /// A profile for people.
 pub struct Report<'a> {
-    pub model: &'a Model,
     pub machine: &'a Machine,
     pub profile: &'a Profile,
     pub by: By,
@@ -27,7 +25,7 @@ impl Report<'_> {
         writeln!(
             output::stdout(),
             "{} under {} on {}; {} repetitions",
-            self.model.location(),
+            self.profile.model,
             plan.policy,
             self.machine.describe(),
             self.profile.repetitions(),
