@@ -155,6 +155,19 @@ struct Weights {
     float of_outputs[HALVES];
 };
 
+// Minus infinity in place of the scores of positions that the row does not see: few spans have any.
+__device__ __forceinline__ void hide_unseen(Visible seen, int half, Scores& scores) {
+#pragma unroll
+    for (u32 n = 0; n < SPAN / 8; ++n) {
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            const u32 position = n * 8 + 2 * (lane() % 4) + i;
+            float& score = scores.value[n][2 * half + i];
+            score = position >= seen.first && position < seen.end ? score : -infinity();
+        }
+    }
+}
+
 __device__ __forceinline__ void compute_weights(
     const SpanScales& scales, Visible seen, float scale, Scores& scores, SpanSoftmax& softmax, Weights& weights
 ) {
@@ -171,9 +184,13 @@ __device__ __forceinline__ void compute_weights(
                 u32 position = n * 8 + column + i;
                 float& score = scores.value[n][2 * half + i];
                 if (SCALED) score = score * scales.key[position];
-                if (!whole) score = position >= seen.first && position < seen.end ? score : -infinity();
-                largest = larger(largest, score);
             }
+        }
+        if (!whole) hide_unseen(seen, half, scores);
+#pragma unroll
+        for (u32 n = 0; n < SPAN / 8; ++n) {
+#pragma unroll
+            for (u32 i = 0; i < 2; ++i) largest = larger(largest, scores.value[n][2 * half + i]);
         }
         largest = row_largest(largest) * base;
         float shift = finite_or_zero(largest);

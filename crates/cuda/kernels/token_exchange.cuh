@@ -20,6 +20,17 @@ struct Patience {
     }
 };
 
+// Keeps a number in a register: the compiler would compute it again wherever it is needed, which takes instructions when
+// words have just come.
+__device__ __forceinline__ u32 kept(u32 x) {
+    asm volatile("mov.b32 %0, %0;" : "+r"(x));
+    return x;
+}
+__device__ __forceinline__ const u64* kept(const u64* x) {
+    asm volatile("mov.b64 %0, %0;" : "+l"(x));
+    return x;
+}
+
 __device__ __forceinline__ void post(u64* word, u32 data, u32 epoch) {
     const u64 both = u64(epoch) << 32 | data;
     asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(word), "l"(both) : "memory");
@@ -54,20 +65,19 @@ __device__ __forceinline__ u32 take(const u64* word, u64 seen, u32 epoch) {
     return u32(seen);
 }
 
-// COUNT pairs of words, of which number i, if it is below `count`, lies `step` words after the one before.
-template <int COUNT>
+// COUNT pairs of words, of which number i, if it is below `count`, lies STEP words after the one before.
+template <int COUNT, int STEP>
 struct Asked {
     const u64* words;
-    u32 step;
     u32 count;
     uint4 seen[COUNT];
 
     // Asks for all of them.
-    __device__ __forceinline__ Asked(const u64* words, u32 step, u32 count) : words(words), step(step), count(count) {
+    __device__ __forceinline__ Asked(const u64* first, u32 count) : words(kept(first)), count(count) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             seen[i] = make_uint4(0, 0, 0, 0);
-            if (i < count) seen[i] = peek_two(words + i * step);
+            if (i < count) seen[i] = peek_two(words + i * STEP);
         }
     }
     // Asks for those that are missing until all are there.
@@ -80,7 +90,7 @@ struct Asked {
 #pragma unroll
             for (int i = 0; i < COUNT; ++i) {
                 if (i < count && !are_of(seen[i], epoch)) {
-                    seen[i] = peek_two(words + i * step);
+                    seen[i] = peek_two(words + i * STEP);
                     missing = true;
                 }
             }
@@ -91,10 +101,10 @@ struct Asked {
 
 // Where a word of `hidden` and `middle` lies: 32 bytes of each 128. All blocks wait for these few words at the same time, and
 // more lines are in more parts of the second-level cache.
-__device__ __forceinline__ u32 spread(u32 word) { return word / 4 * 16 + word % 4; }
+__device__ constexpr u32 spread(u32 word) { return word / 4 * 16 + word % 4; }
 
 __device__ __forceinline__ uint2 take_two(const u64* words, u32 epoch) {
-    Asked<1> asked(words, 0, 1);
+    Asked<1, 0> asked(words, 1);
     asked.settle(epoch);
     return asked.data(0);
 }

@@ -15,33 +15,38 @@ struct Work {
     float* scratch;
 };
 
-// Four neighbouring activations, two words of each sixteen of a block of two steps: those that a lane multiplies in both lie
-// together, words i, i + 4, i + 8 and i + 12.
-__device__ __forceinline__ void store_input(const Work& work, u32 column, uint2 four) {
-    const u32 word = column % 32 / 2;
-    u8* block = work.input + column / SEGMENT * INPUT_PITCH + column % SEGMENT / 32 * 64;
-    u32* to = reinterpret_cast<u32*>(block) + word % 4 * 4 + word / 4;
-    to[0] = four.x;
-    to[4] = four.y;
+// Where four neighbouring activations go, two words of each sixteen of a block of two steps: those that a lane multiplies in
+// both lie together, words i, i + 4, i + 8 and i + 12.
+__device__ __forceinline__ u32 input_place(const Work& work, u32 column) {
+    const u32 word = column % 32 / 2, block = column / SEGMENT * INPUT_PITCH + column % SEGMENT / 32 * 64;
+    return kept(shared_address(work.input) + block + word % 4 * 16 + word / 4 * 4);
+}
+// What a thread stores, in sweeps of all of them.
+__device__ __forceinline__ void store_input(u32 place, u32 sweep, uint2 four) {
+    const u32 to = place + sweep * (NORM_SWEEP / SEGMENT * INPUT_PITCH);
+    store_shared(to, four.x);
+    store_shared(to + 16, four.y);
 }
 
 // Zeros from the last column to the end of its fill.
 __device__ __forceinline__ void pad_input(u32 columns, const Work& work) {
     const u32 at = columns + threadIdx.x * 4;
-    if (at < round_up(columns, 2 * SEGMENT)) store_input(work, at, make_uint2(0, 0));
+    if (at < round_up(columns, 2 * SEGMENT)) store_input(input_place(work, at), 0, make_uint2(0, 0));
 }
 
 // What this thread takes of activations as they come.
-__device__ __forceinline__ Asked<INPUT_EACH> ask_input(const u64* words, u32 columns) {
+using AskedInput = Asked<INPUT_EACH, READERS * 2>;
+__device__ __forceinline__ AskedInput ask_input(const u64* words, u32 columns) {
     const bool takes = threadIdx.x < minimum(READERS, columns / 4);
-    return Asked<INPUT_EACH>(words + threadIdx.x * 2, READERS * 2, takes ? div_ceil(columns / 4 - threadIdx.x, READERS) : 0);
+    return AskedInput(words + threadIdx.x * 2, takes ? div_ceil(columns / 4 - threadIdx.x, READERS) : 0);
 }
 
-__device__ __forceinline__ void take_input(Asked<INPUT_EACH>& asked, u32 columns, u32 epoch, const Work& work) {
+__device__ __forceinline__ void take_input(AskedInput& asked, u32 columns, u32 epoch, const Work& work) {
+    const u32 to = input_place(work, threadIdx.x * 4);
     asked.settle(epoch);
 #pragma unroll
     for (u32 i = 0; i < INPUT_EACH; ++i) {
-        if (i < asked.count) store_input(work, (threadIdx.x + i * READERS) * 4, asked.data(i));
+        if (i < asked.count) store_input(to, i, asked.data(i));
     }
     pad_input(columns, work);
     consumers_sync();
@@ -71,16 +76,18 @@ __device__ __forceinline__ void load_norm(const Phase& phase, NormWeights& weigh
 }
 
 // What this thread takes of activations that a norm follows.
-__device__ __forceinline__ Asked<NORM_SWEEPS> ask_normed(const u64* words, u32 columns) {
-    return Asked<NORM_SWEEPS>(words + spread(threadIdx.x * NORM_EACH / 2), spread(NORM_SWEEP / 2), norm_sweeps(columns));
+using AskedNormed = Asked<NORM_SWEEPS, spread(NORM_SWEEP / 2)>;
+__device__ __forceinline__ AskedNormed ask_normed(const u64* words, u32 columns) {
+    return AskedNormed(words + spread(threadIdx.x * NORM_EACH / 2), norm_sweeps(columns));
 }
 
 // Activations through RMSNorm, each number as norm.cu computes it.
 __device__ __forceinline__ void take_normed(
-    Asked<NORM_SWEEPS>& asked, const NormWeights& weight, u32 columns, f32 eps, u32 epoch, const Work& work
+    AskedNormed& asked, const NormWeights& weight, u32 columns, f32 eps, u32 epoch, const Work& work
 ) {
     float x[NORM_SWEEPS][NORM_EACH] = {}, sum = 0.0f;
-    const u32 first = threadIdx.x * NORM_EACH, sweeps = asked.count;
+    const u32 to = input_place(work, threadIdx.x * NORM_EACH);
+    const u32 sweeps = asked.count;
     if (threadIdx.x < READERS) {
         asked.settle(epoch);
 #pragma unroll
@@ -111,7 +118,7 @@ __device__ __forceinline__ void take_normed(
             float scaled[NORM_EACH];
 #pragma unroll
             for (u32 j = 0; j < NORM_EACH; ++j) scaled[j] = (x[i][j] * inverse) * weight[i][j];
-            store_input(work, first + i * NORM_SWEEP, encode<A>(scaled).raw.bits);
+            store_input(to, i, encode<A>(scaled).raw.bits);
         }
     }
     pad_input(columns, work);

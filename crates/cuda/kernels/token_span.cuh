@@ -137,8 +137,9 @@ __device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async
 struct AttentionArea {
     Section section;
     SpanScales scales[SECTION];
-    // Pairs of words of the unit's queries; padded, so that heads are in different banks.
-    uint2 query[HEADS][PAIRS / 2 + 1];
+    // The unit's queries as steps take them, then the zeros of the rows that have no head; padded, so that heads are in
+    // different banks.
+    u32 query[HEADS + 1][PAIRS + 4];
 };
 
 // Threads of a block that poll a pair of words of the queries each: few, because the queries of a long context are polled
@@ -148,7 +149,13 @@ constexpr u32 QUERY_POLLS = HEADS * PAIRS / 2;
 __device__ __forceinline__ void poll_query(const TokenArgs& args, u32 kv_head, u32 epoch, AttentionArea& area) {
     if (threadIdx.x < QUERY_POLLS) {
         const u64* from = args.projected + kv_head * GROUP * PAIRS + 2 * threadIdx.x;
-        area.query[threadIdx.x / (PAIRS / 2)][threadIdx.x % (PAIRS / 2)] = take_two(from, epoch);
+        const u32 pair = threadIdx.x % (PAIRS / 2);
+        u32* to = &area.query[threadIdx.x / (PAIRS / 2)][pair / 4 * 8 + pair % 4];
+        const uint2 words = take_two(from, epoch);
+        to[0] = words.x;
+        to[4] = words.y;
+    } else if (threadIdx.x < QUERY_POLLS + PAIRS) {
+        area.query[HEADS][threadIdx.x - QUERY_POLLS] = 0;
     }
     __syncwarp();
 }
@@ -180,23 +187,19 @@ struct Newest {
     }
 };
 
-// The words that a lane needs of a step are neighbours (projected_place()).
+// Matrices: the first eight heads, then rows of zeros, of the first half of a step's dimensions, then of the second.
 __device__ __forceinline__ void load_query(const AttentionArea& area, Query& query) {
-    const u32 head = lane() / 4;
+    const u32 head = lane() / 8 % 2 == 0 ? minimum(lane() % 8, u32(HEADS)) : HEADS;
+    const u32 from = shared_address(&area.query[head][lane() / 16 * 4]);
 #pragma unroll
-    for (int step = 0; step < DIM_STEPS; ++step) {
-        const uint2 words = head < GROUP ? area.query[head][4 * step + lane() % 4] : uint2{0, 0};
-        query[step][0] = words.x;
-        query[step][1] = 0;
-        query[step][2] = words.y;
-        query[step][3] = 0;
-    }
+    for (int step = 0; step < DIM_STEPS; ++step) load_matrices(query[step], from + step * 32);
 }
 
 __device__ __forceinline__ bool is_whole(Visible seen) { return seen.first == 0 && seen.end == SPAN; }
 
 // Zeros in place of the values that the row does not see, so that their weights, which are zero, make zeros of them.
 __device__ __forceinline__ void clear_unseen(Visible seen, u32 values) {
+#pragma unroll 1
     for (u32 index = lane(); index < SPAN * PACKS; index += 32) {
         const u32 position = index / PACKS;
         if (position >= seen.first && position < seen.end) continue;
@@ -212,18 +215,35 @@ __device__ __forceinline__ void put_newest(uint4 words, u32 position, u32 keys, 
     store_shared(base + pack_offset(position, 2 * step + 1), words.z);
 }
 
-// The same where they have yet to be scaled: as the cache has them, which gets them here. `vectors` and `vector` are the
-// span's place in shared memory and the vector's in the cache; returns the scale.
-__device__ __forceinline__ float put_scaled(const CacheLayer& cache, uint4 words, u32 position, u32 vectors, u32 vector) {
-    const float x = float_of(words.x), y = float_of(words.z);
-    const S scale = stored_scale(warp_max(larger(fabsf(y), larger(fabsf(x), 0.0f))));
-    const float pair[2] = {divide(x, divisor_of(scale)), divide(y, divisor_of(scale))};
-    const u16 codes = u16(from_f32<e4m3>(pair[0]).bits | from_f32<e4m3>(pair[1]).bits << 8);
-    const u32 at = 2 * lane() * u32(sizeof(C));
-    store_shared_half(vectors + pack_offset(position, at / 16) + at % 16, codes);
-    *reinterpret_cast<u16*>(cache.values + u64(vector) * cache.stride + 2 * lane()) = codes;
-    if (lane() == 0) cache.scales[vector] = scale;
-    return to_f32(scale);
+// The same where they have yet to be scaled: as the cache has them, which gets them here. Both together, because each is a
+// chain of slow operations. `keys`, `values` and `position` are where they go in shared memory, `key` is the key's number.
+__device__ __forceinline__ void put_scaled(
+    const CacheLayer& cache, const uint4* words, u32 position, u32 keys, u32 values, u32 key, SpanScales& scales
+) {
+    float largest[2];
+    S scale[2];
+    u16 codes[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float x = float_of(words[i].x), y = float_of(words[i].z);
+        largest[i] = warp_max(larger(fabsf(y), larger(fabsf(x), 0.0f)));
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        scale[i] = stored_scale(largest[i]);
+        const float by = divisor_of(scale[i]), x = float_of(words[i].x), y = float_of(words[i].z);
+        codes[i] = u16(from_f32<e4m3>(divide(x, by)).bits | from_f32<e4m3>(divide(y, by)).bits << 8);
+    }
+    const u32 at = 2 * lane() * u32(sizeof(C)), place = pack_offset(position, at / 16) + at % 16;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const u32 vector = i == 0 ? key : key + value_offset(cache);
+        store_shared_half((i == 0 ? keys : values) + place, codes[i]);
+        *reinterpret_cast<u16*>(cache.values + u64(vector) * cache.stride + 2 * lane()) = codes[i];
+        if (lane() == 0) cache.scales[vector] = scale[i];
+    }
+    scales.key[position] = to_f32(scale[0]);
+    scales.value[position] = to_f32(scale[1]);
 }
 
 // A warp's span of a unit.
@@ -263,9 +283,8 @@ __device__ __forceinline__ void add_newest(
     const CacheLayer& cache, const TokenRow& row, u32 kv_head, const Newest& newest, const WarpSpan& span, SpanScales& scales
 ) {
     if constexpr (SCALED) {
-        const u32 key = key_vector(cache, row.block_table, kv_head, row.position), value = key + value_offset(cache);
-        scales.key[span.newest] = put_scaled(cache, newest.seen[0], span.newest, span.keys, key);
-        scales.value[span.newest] = put_scaled(cache, newest.seen[SCALED], span.newest, span.values, value);
+        const u32 key = key_vector(cache, row.block_table, kv_head, row.position);
+        put_scaled(cache, newest.seen, span.newest, span.keys, span.values, key, scales);
     } else {
         put_newest(newest.seen[0], span.newest, span.keys, span.values);
     }

@@ -168,8 +168,8 @@ fn attention_bytes(heads: Heads, cache: CacheFormat) -> usize {
     let group = attention::group(heads);
     let scales = if cache.scales.is_some() { 2 * SPAN * FLOAT } else { 2 * 4 * FLOAT };
     let section = SECTION * (group * (heads.dim + 10) * FLOAT + scales);
-    // Queries, two words of eight bytes for each step and lane of four.
-    let queries = group * (heads.dim / 4 + 1) * 8;
+    // Queries, and a row of zeros, two bytes a value and padded by a pack.
+    let queries = (group + 1) * (2 * heads.dim + 16);
     (section + queries).max(MERGE_BYTES)
 }
 
