@@ -224,7 +224,7 @@ pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences:
     };
     let few = match (small, product.unit()) {
         (true, Unit::Matrix) => SmallMatrix::choose(product, shape, device).map(Variant::SmallMatrix),
-        (true, Unit::Fma) => Some(small_fma(product, shape)),
+        (true, Unit::Fma) => Some(small_fma(product, shape, device)),
         (false, _) => None,
     };
     few.unwrap_or_else(|| match product.unit() {
@@ -255,15 +255,21 @@ fn ragged(columns: usize) -> bool {
     !columns.is_multiple_of(8)
 }
 
-fn small_fma(product: Product, shape: Shape) -> Variant {
+fn small_fma(product: Product, shape: Shape, device: Capabilities) -> Variant {
     let bucket = Bucket::holding(shape.rows, &[Bucket::One, Bucket::Two, Bucket::Four, Bucket::Eight]);
-    let weight_rows = match (bucket, product.epilogue) {
-        (Bucket::Eight, _) => 4,
-        // One warp for each row where rows are few.
-        (Bucket::One, Epilogue::Store | Epilogue::Plain) if shape.features < 8192 => 1,
-        _ => 2,
+    // The more rows of the weights a warp has, the fewer times it reads an activation, and the fewer warps there are: the
+    // most with which there are so many blocks for each multiprocessor. Measured on an H200; docs/performance.md has the times.
+    let (most, least, blocks_each) = match (product.weights, bucket) {
+        (Format::F32, Bucket::One) => (2, 1, 8),
+        (Format::F32, Bucket::Two | Bucket::Four) => (2, 1, 2),
+        (_, Bucket::One) => (2, 1, 1),
+        (_, Bucket::Two | Bucket::Four | Bucket::Eight | Bucket::Sixteen) => (4, 2, 1),
     };
-    Variant::SmallFma { bucket, weight_rows }
+    let with = |weight_rows| Variant::SmallFma { bucket, weight_rows };
+    let [features, passes, _] = launch_shape(product, with(most), shape, device).grid;
+    let chosen = if features * passes >= blocks_each * device.multiprocessors { most } else { least };
+    // An output needs all of its parts.
+    with(chosen.max(product.parts()))
 }
 
 fn gemm(product: Product, shape: Shape, device: Capabilities) -> Variant {

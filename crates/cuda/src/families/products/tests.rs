@@ -83,7 +83,35 @@ fn decode_shapes_of_qwen_and_llama() {
     assert_eq!(auto(product(Format::F32, Epilogue::Store), [1, 896, 896]), small_fma(One, 1));
     assert_eq!(auto(product(Format::F32, Epilogue::Plain), [1, 151_936, 896]), small_fma(One, 2));
     assert_eq!(auto(product(Format::F32, Epilogue::SwiGlu), [1, 4864, 896]), small_fma(One, 2));
-    assert_eq!(auto(product(Format::F32, Epilogue::Store), [20, 896, 896]), small_fma(Eight, 4));
+}
+
+#[test]
+fn rows_of_weights_are_shared_out_among_multiprocessors() {
+    use Bucket::{Eight, Four, One, Two};
+    let [store, swiglu] = [Epilogue::Store, Epilogue::SwiGlu].map(|epilogue| product(Format::F32, epilogue));
+    let halves = Product { weights: Format::Bf16, ..store };
+    for (product, shape, variant) in [
+        (store, [8, 896, 4864], small_fma(Eight, 2)),
+        (store, [8, 2048, 8192], small_fma(Eight, 2)),
+        (store, [8, 3072, 2048], small_fma(Eight, 4)),
+        (swiglu, [8, 4864, 896], small_fma(Eight, 4)),
+        // Further passes are further blocks.
+        (store, [16, 896, 4864], small_fma(Eight, 2)),
+        (store, [20, 896, 896], small_fma(Eight, 4)),
+        (store, [4, 896, 896], small_fma(Four, 1)),
+        (store, [4, 3072, 2048], small_fma(Four, 2)),
+        (store, [2, 2048, 2048], small_fma(Two, 1)),
+        (store, [2, 4096, 1024], small_fma(Two, 2)),
+        (halves, [1, 896, 4864], small_fma(One, 1)),
+        (halves, [1, 2048, 2048], small_fma(One, 2)),
+        (halves, [2, 2048, 2048], small_fma(Two, 2)),
+        (halves, [4, 4096, 1024], small_fma(Four, 4)),
+        // An output has a gate and an up.
+        (swiglu, [8, 64, 64], small_fma(Eight, 2)),
+        (swiglu, [2, 64, 64], small_fma(Two, 2)),
+    ] {
+        assert_eq!(auto(product, shape), variant, "{shape:?}");
+    }
 }
 
 #[test]
