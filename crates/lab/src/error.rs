@@ -22,6 +22,15 @@ pub enum LabError {
     Plot(#[from] crate::plot::PlotError),
     #[error("the model's logits are not finite: use a policy with a wider range")]
     NotFinite,
+    #[error(
+        "the f64 reference needs {needed} bytes of memory for this model and prompt, and {available} are free; give fewer \
+         tokens, or compare two policies without it"
+    )]
+    ReferenceMemory { needed: u64, available: u64 },
+    #[error("the text has {tokens} tokens, and {wanted} are to be run: give a longer one, or fewer tokens")]
+    ShortText { tokens: usize, wanted: usize },
+    #[error("there is no token to run")]
+    NoTokens,
     #[error("interrupted")]
     Cancelled,
     #[error("{measured} of {wanted} repetitions of {what} were measured")]

@@ -10,6 +10,7 @@ mod error;
 pub mod label;
 pub mod machine;
 pub mod memory;
+pub mod parity;
 pub mod plot;
 pub mod profile;
 pub mod progress;

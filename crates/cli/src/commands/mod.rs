@@ -8,6 +8,7 @@ mod dtypes;
 mod eval;
 mod inspect;
 mod logits;
+mod parity;
 mod plan;
 mod profile;
 mod run;
@@ -45,6 +46,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Show where the time of a prompt and of a token goes
     Profile(profile::Args),
+    /// Check computed numbers against f64: kernel by kernel, and layer by layer
+    Parity(parity::Args),
     /// Measure speed against what the machine can do
     Bench(bench::Args),
     /// Write a checkpoint of a known shape with random weights
@@ -67,6 +70,7 @@ pub fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Template(args) => template::run(args, context),
         Command::Eval(args) => eval::run(args, context),
         Command::Profile(args) => profile::run(args, context),
+        Command::Parity(args) => parity::run(args, context),
         Command::Bench(args) => bench::run(args, context),
         Command::Synth(args) => synth::run(args, context),
         Command::Completions(args) => completions::run(args, context),
