@@ -162,11 +162,18 @@ __device__ __forceinline__ void start_queries(
     }
 }
 
+// A word of the batch, on its way before wait_for_inputs().
+__device__ __forceinline__ u32 batch_word(const u32* word) {
+    u32 value;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+}
+
 // The page of a position: asked for well before its vectors are.
 __device__ __forceinline__ u32 find_page(const AttentionArgs& args, const Work& work, u32 block_table, u32 position) {
     const Visible any = seen_by_any(args, work);
     if (position < any.first || position >= any.end) return UNSEEN;
-    return args.batch.block_tables[block_table + (position >> args.cache.page_shift)];
+    return batch_word(args.batch.block_tables + block_table + (position >> args.cache.page_shift));
 }
 
 // Where codes of a span wait.
@@ -261,6 +268,8 @@ __device__ __forceinline__ bool copy_work(
 ) {
     const Spans spans = spans_of(args, work);
     u32 page = find_page(args, work, block_table, spans.first * SPAN + my_find());
+    // What is known without the kernels before this one is, when the first work comes here.
+    wait_for_inputs();
     start_queries(args, shared, work, number);
     float scale = 0.0f;
     // A span is finished after the next one is started.
@@ -288,9 +297,12 @@ __device__ __forceinline__ void copy_all(const AttentionArgs& args, Shared& shar
     Ring ring{0, 0};
     u32 number = 0;
     for (u32 item = blockIdx.x; item < args.items; item = 2 * round_up(item + 1, gridDim.x) - 1 - item) {
-        const Tile tile = args.tiles[item / args.cache.heads];
-        u32 block_table = args.batch.sequences[args.batch.row_sequence[tile.first_row]].block_table;
-        Work work{item % args.cache.heads, tile.first_row, args.batch.positions[tile.first_row], tile.tokens};
+        const Tile& listed = args.tiles[item / args.cache.heads];
+        const Tile tile{batch_word(&listed.first_row), batch_word(&listed.tokens)};
+        u32 position = batch_word(args.batch.positions + tile.first_row);
+        u32 sequence = batch_word(args.batch.row_sequence + tile.first_row);
+        u32 block_table = batch_word(&args.batch.sequences[sequence].block_table);
+        Work work{item % args.cache.heads, tile.first_row, position, tile.tokens};
         for (u32 end = work.first_row + tile.tokens; work.first_row < end;) {
             if (copy_work(args, shared, work, block_table, number++, ring)) {
                 work.tokens = 1;
@@ -407,12 +419,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 1) void attention_prefill_wgmma
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     launch_dependents();
     start_barriers(shared);
-    wait_for_inputs();
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPIER_REGISTERS));
         copy_all(args, shared);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+        wait_for_inputs();
         consume_all(args, shared);
     }
 }

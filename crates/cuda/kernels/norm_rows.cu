@@ -27,7 +27,11 @@ struct Args {
     u32 rows;
 };
 
+// Packs of a lane whose weights are in registers before its row is; there is no room for more.
+constexpr int EARLY = minimum(PACKS, 8);
+
 using Row = Pack<A>[PACKS];
+using Weights = float4[EARLY][GROUPS];
 
 __device__ __forceinline__ u32 first_of(int pack) { return (pack * 32 + threadIdx.x % 32) * VALUES; }
 
@@ -35,6 +39,21 @@ __device__ __forceinline__ void load_row(const A* from, u32 width, Row& row) {
 #pragma unroll
     for (int pack = 0; pack < PACKS; ++pack) {
         if (first_of(pack) < width) row[pack] = load_pack(from + first_of(pack));
+    }
+}
+
+// On their way before wait_for_inputs().
+__device__ __forceinline__ void load_weights(const f32* from, u32 width, Weights& weights) {
+#pragma unroll
+    for (int i = 0; i < EARLY * GROUPS; ++i) {
+        const u32 at = first_of(i / GROUPS) + i % GROUPS * 4;
+        float4& to = weights[i / GROUPS][i % GROUPS];
+        to = float4{0.0f, 0.0f, 0.0f, 0.0f};
+        // Weights are padded to four, not to a pack.
+        if (at >= width) continue;
+        asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(to.x), "=f"(to.y), "=f"(to.z), "=f"(to.w)
+                     : "l"(from + at));
     }
 }
 
@@ -73,6 +92,8 @@ __device__ __forceinline__ float sum_of_squares(const Row& row, u32 width) {
 extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) {
     launch_dependents();
     const u32 index = blockIdx.x * WARPS + threadIdx.x / 32;
+    Weights weights;
+    load_weights(args.weight, args.width, weights);
     wait_for_inputs();
     if (index >= args.rows) return;
     Row row;
@@ -89,8 +110,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) 
 #pragma unroll
         for (int i = 0; i < VALUES; i += 4) {
             float weight[4] = {};
-            // Weights are padded to four, not to a pack.
-            if (at + i < args.width) decode(load_few<f32, 4>(args.weight + at + i), weight);
+            if (pack < EARLY) {
+                const float4& early = weights[pack % EARLY][i / 4];
+                weight[0] = early.x, weight[1] = early.y, weight[2] = early.z, weight[3] = early.w;
+            } else if (at + i < args.width) {
+                decode(load_few<f32, 4>(args.weight + at + i), weight);
+            }
 #pragma unroll
             for (int j = 0; j < 4; ++j) scaled[i + j] = (x[i + j] * inverse) * weight[j];
         }

@@ -103,12 +103,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
         finisher.tile = tile;
         finish = true;
     }
-    if (finish) {
-        finisher.finish_behind<0>(totals);
-        finisher.finish_behind<1>(totals);
-        finisher.finish_behind<2>(totals);
-        finisher.finish_behind<3>(totals);
-    }
+    if (finish) finisher.finish(totals);
     finisher.end();
 }
 

@@ -22,7 +22,7 @@ constexpr int STAGE_BYTES = INPUT_BYTES + WEIGHT_BYTES;
 // Token tiles that are taken together, so that blocks at work at the same time share operands in the L2.
 constexpr u32 TOGETHER = 8;
 
-static_assert(SEGMENT % DEPTH == 0 && FEATURES % (8 * STAGES_OF_SEGMENT) == 0, "stages share the work of a tile evenly");
+static_assert(SEGMENT % DEPTH == 0 && FEATURES % 8 == 0, "whole stages, and eights of outputs");
 
 // An opaque description of a matrix and of the boxes in which it is copied, made by the driver.
 struct alignas(64) TensorMap {
@@ -104,17 +104,23 @@ __device__ __forceinline__ u64 matrix_at(u32 address) {
 #define REGISTERS_32                                                                                                   \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "   \
     "%24, %25, %26, %27, %28, %29, %30, %31"
-#define REGISTERS_64                                                                                                   \
+#define REGISTERS_56                                                                                                   \
     REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, "   \
-                 "%51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+                 "%51, %52, %53, %54, %55"
+#define REGISTERS_64                                                                                                   \
+    REGISTERS_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_80                                                                                                   \
+    REGISTERS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define REGISTERS_96                                                                                                   \
-    REGISTERS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, "   \
-                 "%83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+    REGISTERS_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define SUMS_4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define SUMS_16(i) SUMS_4(i), SUMS_4(i + 4), SUMS_4(i + 8), SUMS_4(i + 12)
+#define SUMS_8(i) SUMS_4(i), SUMS_4(i + 4)
+#define SUMS_16(i) SUMS_8(i), SUMS_8(i + 8)
 #define SUMS_32 SUMS_16(0), SUMS_16(16)
-#define SUMS_64 SUMS_32, SUMS_16(32), SUMS_16(48)
-#define SUMS_96 SUMS_64, SUMS_16(64), SUMS_16(80)
+#define SUMS_56 SUMS_32, SUMS_16(32), SUMS_8(48)
+#define SUMS_64 SUMS_56, SUMS_8(56)
+#define SUMS_80 SUMS_64, SUMS_16(64)
+#define SUMS_96 SUMS_80, SUMS_16(80)
 
 // c = a * b + (add ? c : 0) over sixteen columns of 64 activations and N weights. Of the 16 rows of its warp a thread holds
 // in c[4 n ..] columns 8 n + 2 t and the next of row g, then of row g + 8, with g = lane / 4 and t = lane % 4.
@@ -133,7 +139,9 @@ struct Step;
     };
 #define STEPS(T, TYPE)                                                                                                 \
     STEP(T, TYPE, 64, REGISTERS_32, SUMS_32, "%32", "%33", "%34")                                                      \
+    STEP(T, TYPE, 112, REGISTERS_56, SUMS_56, "%56", "%57", "%58")                                                     \
     STEP(T, TYPE, 128, REGISTERS_64, SUMS_64, "%64", "%65", "%66")                                                     \
+    STEP(T, TYPE, 160, REGISTERS_80, SUMS_80, "%80", "%81", "%82")                                                     \
     STEP(T, TYPE, 192, REGISTERS_96, SUMS_96, "%96", "%97", "%98")
 STEPS(bf16, "bf16")
 STEPS(f16, "f16")

@@ -2,17 +2,20 @@
 // boxes that the copy engine stores.
 
 constexpr int OUT_BYTES = EPILOGUE == PLAIN ? 4 : 2;
-// Boxes are of 64 rows of BOX_BYTES. ROUNDS reuse BOXES of them.
-constexpr int BOX_BYTES = FEATURES * OUT_BYTES % 128 == 0 ? 128 : 64;
-constexpr int BOX_FEATURES = BOX_BYTES / OUT_BYTES;
+// Boxes are of 64 rows of BOX_BYTES. ROUNDS reuse BOXES of them. Those of 64 and of 128 bytes are permuted; where they do
+// not make up a round, it is one box as it is.
 constexpr int ROUNDS = EPILOGUE == PLAIN ? 2 : 1;
-constexpr int BOXES = FEATURES / BOX_FEATURES / ROUNDS;
+constexpr int ROUND_BYTES = FEATURES * OUT_BYTES / ROUNDS;
+constexpr bool PERMUTED = ROUND_BYTES % 64 == 0;
+constexpr int BOX_BYTES = !PERMUTED ? ROUND_BYTES : ROUND_BYTES % 128 == 0 ? 128 : 64;
+constexpr int BOX_FEATURES = BOX_BYTES / OUT_BYTES;
+constexpr int BOXES = ROUND_BYTES / BOX_BYTES;
 constexpr int GROUP_BOXES_BYTES = BOXES * GROUP_TOKENS * BOX_BYTES;
-// A round takes as many stages of a segment as there are to hide it behind; each finishes UNITS columns of eight outputs.
+// A round takes as many stages of a segment as there are to hide it behind. They share its UNITS, columns of eight outputs.
 constexpr int STAGES_OF_ROUND = STAGES_OF_SEGMENT / ROUNDS;
-constexpr int UNITS = FEATURES / 8 / STAGES_OF_SEGMENT;
+constexpr int UNITS = FEATURES / 8;
 
-static_assert(BOXES * ROUNDS * BOX_FEATURES == FEATURES, "whole boxes");
+static_assert(UNITS % ROUNDS == 0 && BOX_BYTES % 16 == 0, "rounds of whole units, boxes of whole packs");
 
 // Shared memory before the barriers, of which there is one for each warpgroup.
 constexpr int EPILOGUE_BYTES = GROUPS * GROUP_BOXES_BYTES;
@@ -83,6 +86,14 @@ struct Finisher {
         }
     }
 
+    // Finishes a tile behind which there is none.
+    __device__ __forceinline__ void finish(const Sums& totals) {
+        finish_behind<0>(totals);
+        finish_behind<1>(totals);
+        finish_behind<2>(totals);
+        finish_behind<3>(totals);
+    }
+
     // Waits until all outputs are on their way.
     __device__ __forceinline__ void end() const {
         if (leads()) stores_wait();
@@ -92,11 +103,11 @@ private:
     __device__ __forceinline__ bool leads() const { return threadIdx.x % 128 == 0; }
     __device__ __forceinline__ u32 box_at(int box) const { return boxes + box * GROUP_TOKENS * BOX_BYTES; }
 
-    // Where this thread's two outputs of a row's first eight lie: boxes permute packs of 16 bytes such that those of eight
-    // rows lie in different banks. Boxes start at multiples of eight rows, so that permutations leave other bits alone.
+    // Where this thread's two outputs of a row's first eight lie: permuted boxes have packs of 16 bytes of eight rows in
+    // different banks. They start at multiples of eight rows, so that permutations leave other bits alone.
     __device__ __forceinline__ u32 first_place() const {
         const u32 lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane / 4, t = lane % 4;
-        const u32 permutation = BOX_BYTES == 128 ? row % 8 : row / 2 % 4;
+        const u32 permutation = !PERMUTED ? 0 : BOX_BYTES == 128 ? row % 8 : row / 2 % 4;
         const u32 pack = OUT_BYTES == 4 ? t / 2 : 0, within = OUT_BYTES == 4 ? t % 2 * 8 : t * 4;
         return boxes + row * BOX_BYTES + ((pack ^ permutation) * 16 | within);
     }
@@ -105,24 +116,27 @@ private:
     __device__ __forceinline__ static u32 place(u32 first, int unit, int half) {
         constexpr int PACKS = BOX_BYTES / 16;
         const int pack = unit * (OUT_BYTES / 2);
+        if (!PERMUTED) return first + pack * 16 + half * 8 * BOX_BYTES;
         return (first ^ pack % PACKS * 16) + pack / PACKS * GROUP_TOKENS * BOX_BYTES + half * 8 * BOX_BYTES;
     }
 
-    // Eight outputs of each row for each of UNITS: those from `STAGE * UNITS` on of the tile.
+    // Eight outputs of each row for each of a stage's units, which are the same number or one more than another stage's.
     template <int STAGE>
     __device__ __forceinline__ void finish_units(const Sums& totals) const {
-        constexpr int FIRST = STAGE % STAGES_OF_ROUND * UNITS;
+        constexpr int FIRST = STAGE * UNITS / STAGES_OF_SEGMENT;
+        constexpr int COUNT = (STAGE + 1) * UNITS / STAGES_OF_SEGMENT - FIRST;
+        constexpr int PLACE = FIRST - STAGE / STAGES_OF_ROUND * UNITS / ROUNDS;
         const u32 to = first_place();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            u32 residuals[UNITS] = {};
+            u32 residuals[COUNT] = {};
             if (adds_residual()) {
 #pragma unroll
-                for (int i = 0; i < UNITS; ++i) residuals[i] = load_word(place(to, FIRST + i, half));
+                for (int i = 0; i < COUNT; ++i) residuals[i] = load_word(place(to, PLACE + i, half));
             }
 #pragma unroll
-            for (int i = 0; i < UNITS; ++i) {
-                finish_eight(totals, STAGE * UNITS + i, half, residuals[i], place(to, FIRST + i, half));
+            for (int i = 0; i < COUNT; ++i) {
+                finish_eight(totals, FIRST + i, half, residuals[i], place(to, PLACE + i, half));
             }
         }
     }

@@ -9,6 +9,7 @@ constexpr int PAIRS = DIM / 2, HEADS = FEATURES / DIM;
 constexpr int UNITS = FEATURES / 16 / STAGES_OF_SEGMENT;
 
 static_assert(!SCALED && PAIRS % 8 == 0 && FEATURES % DIM == 0, "pairs of whole heads");
+static_assert(FEATURES % (16 * STAGES_OF_SEGMENT) == 0, "stages share the pairs of a tile evenly");
 static_assert(sizeof(C) == 2, "queries and the cache take equally many bytes");
 
 // What is known of a row: what its pairs are turned by, in rows of the tables, and the vector of its first key, for
@@ -99,32 +100,16 @@ struct Finisher {
     // Finishes what is due behind one stage of a segment. All of them together finish the tile.
     template <int STAGE>
     __device__ __forceinline__ void finish_behind(const Sums& totals) {
-        if constexpr (STAGE == 0) {
-            barrier_wait(notes_full(barriers), parity);
-            parity ^= 1;
-        }
-        constexpr int FIRST = STAGE * UNITS / HEADS, LAST = (STAGE * UNITS + UNITS - 1) / HEADS;
-        Turn turns[2][LAST - FIRST + 1];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const Note note = load_note(row_of_warp(half));
-#pragma unroll
-            for (int i = 0; i <= LAST - FIRST; ++i) turns[half][i] = load_turn(note, FIRST + i);
-        }
-#pragma unroll
-        for (int i = STAGE * UNITS; i < STAGE * UNITS + UNITS; ++i) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                finish_pairs(totals, i % HEADS, i / HEADS, half, turns[half][i / HEADS - FIRST]);
-            }
-        }
-        if constexpr (STAGE == STAGES_OF_SEGMENT - 1) {
-            __syncwarp();
-#pragma unroll
-            for (int head = 0; head < HEADS; ++head) store_head(head);
-            __syncwarp();
-            if (threadIdx.x % 32 == 0) barrier_arrive(notes_empty(barriers));
-        }
+        if constexpr (STAGE == 0) wait_for_notes();
+        finish_units<STAGE * UNITS, UNITS>(totals);
+        if constexpr (STAGE == STAGES_OF_SEGMENT - 1) store_heads();
+    }
+
+    // Finishes a tile behind which there is none: what all of its pairs are turned by is on its way at once.
+    __device__ __forceinline__ void finish(const Sums& totals) {
+        wait_for_notes();
+        finish_units<0, UNITS * STAGES_OF_SEGMENT>(totals);
+        store_heads();
     }
 
 private:
@@ -133,6 +118,39 @@ private:
         float cos[2];
         float sin[2];
     };
+
+    __device__ __forceinline__ void wait_for_notes() {
+        barrier_wait(notes_full(barriers), parity);
+        parity ^= 1;
+    }
+
+    // Eight pairs of each row for each of COUNT units.
+    template <int FIRST, int COUNT>
+    __device__ __forceinline__ void finish_units(const Sums& totals) const {
+        constexpr int EIGHT = FIRST / HEADS, EIGHTS = (FIRST + COUNT - 1) / HEADS - EIGHT + 1;
+        Turn turns[2][EIGHTS];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const Note note = load_note(row_of_warp(half));
+#pragma unroll
+            for (int i = 0; i < EIGHTS; ++i) turns[half][i] = load_turn(note, EIGHT + i);
+        }
+#pragma unroll
+        for (int i = FIRST; i < FIRST + COUNT; ++i) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                finish_pairs(totals, i % HEADS, i / HEADS, half, turns[half][i / HEADS - EIGHT]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store_heads() const {
+        __syncwarp();
+#pragma unroll
+        for (int head = 0; head < HEADS; ++head) store_head(head);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(notes_empty(barriers));
+    }
 
     __device__ __forceinline__ u32 notes() const { return epilogue + OUT_BYTES; }
     // Of the sixteen of its warp.

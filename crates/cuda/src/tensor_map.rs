@@ -40,7 +40,7 @@ pub struct CopyBox {
     pub width: BoxWidth,
 }
 
-/// Bytes of a box's row. Its packs of 16 bytes are permuted such that eight rows of one column of packs lie in different
+/// Bytes of a box's row. Packs of 16 bytes may be permuted such that eight rows of one column of packs lie in different
 /// banks of shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BoxWidth {
@@ -48,6 +48,8 @@ pub enum BoxWidth {
     Bytes64,
     /// Pack `p` of row `r` lies at `p ^ (r % 8)`.
     Bytes128,
+    /// So many, a multiple of 16, of at most 256 values; not permuted.
+    Plain(usize),
 }
 
 impl BoxWidth {
@@ -56,6 +58,7 @@ impl BoxWidth {
         match self {
             BoxWidth::Bytes64 => 64,
             BoxWidth::Bytes128 => 128,
+            BoxWidth::Plain(bytes) => bytes,
         }
     }
 }
@@ -114,6 +117,7 @@ fn encode<const DIMS: usize, const STRIDES: usize>(
     let swizzle = match width {
         BoxWidth::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
         BoxWidth::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        BoxWidth::Plain(_) => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
     };
     let steps = [1; DIMS];
     let mut map = sys::CUtensorMap { opaque: [0; 16] };

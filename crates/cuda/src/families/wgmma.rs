@@ -53,16 +53,29 @@ pub struct Tile {
 
 /// What half a tile takes of the time of a whole one, in percent: one warpgroup multiplies, and all weights are copied.
 const HALF_PERCENT: usize = 70;
-/// What the largest tile takes more, in percent, where residuals are brought to it: few registers are left for them.
+/// What the widest tiles take more, in percent, where residuals are brought to them: few registers are left for these.
 const RESIDUAL_PERCENT: usize = 7;
+/// Rows of the weights from which on a tile is one of the widest.
+const WIDEST: u32 = 160;
 
-/// Tiles to choose from, and the nanoseconds that an H200 takes for a stage of them when all multiprocessors are at work. The
-/// larger a tile is, the less it reads of shared memory for each product; the sums of larger ones do not fit registers.
-const TILES: [(Tile, usize); 4] = [
-    (Tile { groups: 2, weight_rows: 192, stages: 4 }, 580),
-    (Tile { groups: 2, weight_rows: 128, stages: 6 }, 410),
-    (Tile { groups: 1, weight_rows: 128, stages: 8 }, 235),
-    (Tile { groups: 1, weight_rows: 64, stages: 12 }, 175),
+/// A tile to choose, whatever there is room for in shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    groups: u32,
+    weight_rows: u32,
+    /// What an H200 takes for a stage of it when all multiprocessors are at work.
+    nanoseconds: usize,
+}
+
+/// The larger a tile is, the less it reads of shared memory for each product; the sums of larger ones do not fit registers.
+/// Widths between powers of two are for products whose outputs they divide among all multiprocessors.
+const SIZES: [Size; 6] = [
+    Size { groups: 2, weight_rows: 192, nanoseconds: 580 },
+    Size { groups: 2, weight_rows: 160, nanoseconds: 495 },
+    Size { groups: 2, weight_rows: 128, nanoseconds: 410 },
+    Size { groups: 2, weight_rows: 112, nanoseconds: 385 },
+    Size { groups: 1, weight_rows: 128, nanoseconds: 235 },
+    Size { groups: 1, weight_rows: 64, nanoseconds: 175 },
 ];
 
 impl Tile {
@@ -82,11 +95,13 @@ impl Tile {
 
     /// The boxes in which a warpgroup stores its outputs, and how many it stores at a time.
     const fn boxes(self, product: Product) -> (BoxWidth, usize) {
-        let bytes = self.features(product) * out_bytes(product);
-        let width = if bytes.is_multiple_of(128) { BoxWidth::Bytes128 } else { BoxWidth::Bytes64 };
-        let boxes = bytes / width.bytes();
-        // Sums in f32 go in two halves.
-        (width, if out_bytes(product) == 4 { boxes.div_ceil(2) } else { boxes })
+        let bytes = self.features(product) * out_bytes(product) / rounds(product);
+        let width = match bytes {
+            _ if bytes.is_multiple_of(128) => BoxWidth::Bytes128,
+            _ if bytes.is_multiple_of(64) => BoxWidth::Bytes64,
+            _ => BoxWidth::Plain(bytes),
+        };
+        (width, bytes / width.bytes())
     }
 
     /// Bytes of shared memory: stages and their barriers.
@@ -107,12 +122,6 @@ impl Tile {
         self.stage_bytes() + self.rows() * (features * 2 + 16 + 8) + features * 4 + 2 * BARRIER
     }
 
-    /// With as many stages as the projection leaves room for.
-    fn for_qkv(self, device: Capabilities) -> Option<Tile> {
-        let tiles = (2..=self.stages).rev().map(|stages| Tile { stages, ..self });
-        tiles.into_iter().find(|tile| tile.qkv_shared() <= device.shared_per_block as usize)
-    }
-
     /// A warpgroup beside those that multiply has the warps that copy.
     const fn threads(self) -> u32 {
         (self.groups + 1) * 128
@@ -123,6 +132,14 @@ const fn out_bytes(product: Product) -> usize {
     match product.epilogue {
         Epilogue::Store | Epilogue::SwiGlu => 2,
         Epilogue::Plain => 4,
+    }
+}
+
+/// How many times a warpgroup stores outputs of a tile: sums in f32 go in two halves.
+const fn rounds(product: Product) -> usize {
+    match product.epilogue {
+        Epilogue::Store | Epilogue::SwiGlu => 1,
+        Epilogue::Plain => 2,
     }
 }
 
@@ -149,34 +166,58 @@ impl Left {
     }
 }
 
-/// The expected time of a product: that of a stage, for as many tiles as one multiprocessor gets.
-fn time(product: Product, shape: Shape, device: Capabilities, (tile, nanoseconds): (Tile, usize)) -> usize {
-    let nanoseconds = match product.epilogue {
-        Epilogue::Store if tile == TILES[0].0 => nanoseconds * (100 + RESIDUAL_PERCENT) / 100,
-        Epilogue::Store | Epilogue::SwiGlu | Epilogue::Plain => nanoseconds,
-    };
-    let tiles = tile.tiles(product, shape);
-    let rounds = tiles / device.multiprocessors as usize;
-    let last = match Left::of(tiles, tile, device) {
-        Left::Whole(0) | Left::Halved(0) => 0,
-        Left::Whole(_) => nanoseconds,
-        Left::Halved(_) => nanoseconds * HALF_PERCENT / 100,
-    };
-    rounds * nanoseconds + last
+impl Size {
+    const fn tile(self, stages: u32) -> Tile {
+        Tile { groups: self.groups, weight_rows: self.weight_rows, stages }
+    }
+
+    /// The tile with as many stages as there is room for, where `shared` says how much shared memory a tile takes. Two fit
+    /// every device that has the instructions.
+    fn staged(self, device: Capabilities, shared: impl Fn(Tile) -> usize) -> Tile {
+        let fits = |stages: &u32| shared(self.tile(*stages)) <= device.shared_per_block as usize;
+        self.tile((3..).take_while(fits).last().unwrap_or(2))
+    }
+
+    /// Whether stages of a segment share the pairs of whole heads evenly.
+    fn turns(self, dim: usize) -> bool {
+        let rows = self.weight_rows as usize;
+        rows.is_multiple_of(dim) && rows.is_multiple_of(DEPTH)
+    }
+
+    /// The expected time of a product: that of a stage, for as many tiles as one multiprocessor gets.
+    fn time(self, product: Product, shape: Shape, device: Capabilities) -> usize {
+        let nanoseconds = match product.epilogue {
+            Epilogue::Store if self.weight_rows >= WIDEST => {
+                self.nanoseconds * (100 + RESIDUAL_PERCENT) / 100
+            }
+            Epilogue::Store | Epilogue::SwiGlu | Epilogue::Plain => self.nanoseconds,
+        };
+        let tile = self.tile(0);
+        let tiles = tile.tiles(product, shape);
+        let rounds = tiles / device.multiprocessors as usize;
+        let last = match Left::of(tiles, tile, device) {
+            Left::Whole(0) | Left::Halved(0) => 0,
+            Left::Whole(_) => nanoseconds,
+            Left::Halved(_) => nanoseconds * HALF_PERCENT / 100,
+        };
+        rounds * nanoseconds + last
+    }
 }
 
 /// The tile that is expected to take the least time.
 pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Tile {
-    let [first, others @ ..] = TILES;
-    let time = |tile| time(product, shape, device, tile);
-    others.into_iter().fold(first, |best, other| if time(other) < time(best) { other } else { best }).0
+    let [first, others @ ..] = SIZES;
+    let time = |size: Size| size.time(product, shape, device);
+    let quickest =
+        others.into_iter().fold(first, |best, other| if time(other) < time(best) { other } else { best });
+    quickest.staged(device, |tile| tile.shared(product))
 }
 
 /// The tile for a projection of queries, keys and values whose outputs the kernel finishes, if one is of whole heads.
 pub fn choose_qkv(product: Product, shape: Shape, dim: usize, device: Capabilities) -> Option<Tile> {
-    let whole = TILES.into_iter().filter(|(tile, _)| (tile.weight_rows as usize).is_multiple_of(dim));
-    let quickest = whole.min_by_key(|&tile| time(product, shape, device, tile));
-    quickest.filter(|_| serves(device)).and_then(|(tile, _)| tile.for_qkv(device))
+    let whole = SIZES.into_iter().filter(|size| size.turns(dim));
+    let quickest = whole.min_by_key(|size| size.time(product, shape, device));
+    quickest.filter(|_| serves(device)).map(|size| size.staged(device, Tile::qkv_shared))
 }
 
 /// The kernel of a tile.
@@ -277,15 +318,32 @@ mod tests {
 
     #[test]
     fn every_tile_fits_shared_memory_and_the_limits_of_the_copy_engine() {
-        for (tile, _) in TILES {
-            for product in EPILOGUES.map(product) {
-                assert!(tile.shared(product) <= H200.shared_per_block as usize, "{tile:?} {product:?}");
-                assert!(tile.rows() <= 256 && tile.weight_rows <= 256);
-                let (width, boxes) = tile.boxes(product);
-                let rounds = if product.epilogue == Epilogue::Plain { 2 } else { 1 };
-                assert_eq!(boxes * rounds * width.bytes(), tile.features(product) * out_bytes(product));
-            }
+        for (size, product) in
+            SIZES.into_iter().flat_map(|size| EPILOGUES.map(|epilogue| (size, product(epilogue))))
+        {
+            let tile = size.staged(H200, |tile| tile.shared(product));
+            let more = Tile { stages: tile.stages + 1, ..tile };
+            assert!(tile.shared(product) <= H200.shared_per_block as usize, "{tile:?} {product:?}");
+            assert!(more.shared(product) > H200.shared_per_block as usize, "{tile:?} {product:?}");
+            assert!(tile.stages >= 4 && tile.rows() <= 256 && tile.weight_rows <= 256);
+            // Gates and ups each fill whole groups of eight permuted rows.
+            assert!(tile.features(product).is_multiple_of(8));
+            let (width, boxes) = tile.boxes(product);
+            assert_eq!(boxes * rounds(product) * width.bytes(), tile.features(product) * out_bytes(product));
+            assert!(width.bytes().is_multiple_of(16) && width.bytes() <= 256, "{tile:?} {product:?}");
         }
+    }
+
+    #[test]
+    fn boxes_of_outputs() {
+        let boxes =
+            |weight_rows, epilogue| Tile { groups: 2, weight_rows, stages: 4 }.boxes(product(epilogue));
+        assert_eq!(boxes(192, Epilogue::Store), (BoxWidth::Bytes128, 3));
+        assert_eq!(boxes(192, Epilogue::SwiGlu), (BoxWidth::Bytes64, 3));
+        assert_eq!(boxes(192, Epilogue::Plain), (BoxWidth::Bytes128, 3));
+        assert_eq!(boxes(112, Epilogue::Store), (BoxWidth::Plain(224), 1));
+        assert_eq!(boxes(112, Epilogue::SwiGlu), (BoxWidth::Plain(112), 1));
+        assert_eq!(boxes(160, Epilogue::SwiGlu), (BoxWidth::Plain(160), 1));
     }
 
     #[test]
@@ -297,12 +355,14 @@ mod tests {
         use Epilogue::{Plain, Store, SwiGlu};
         assert_eq!(choice(Plain, [512, 1152, 896]), [64, 128]);
         assert_eq!(choice(Store, [512, 896, 896]), [64, 64]);
-        assert_eq!(choice(SwiGlu, [512, 4864, 896]), [128, 128]);
-        assert_eq!(choice(Store, [2048, 896, 4864]), [128, 128]);
-        assert_eq!(choice(Store, [1536, 896, 4864]), [128, 128]);
+        assert_eq!(choice(SwiGlu, [512, 4864, 896]), [128, 160]);
+        assert_eq!(choice(SwiGlu, [2048, 4864, 896]), [128, 160]);
+        assert_eq!(choice(SwiGlu, [8192, 4864, 896]), [128, 192]);
+        assert_eq!(choice(Store, [2048, 896, 4864]), [128, 112]);
+        assert_eq!(choice(Store, [1536, 896, 4864]), [128, 112]);
         assert_eq!(choice(Store, [3072, 896, 4864]), [128, 192]);
         assert_eq!(choice(Store, [8192, 896, 4864]), [128, 128]);
-        assert_eq!(choice(Plain, [2048, 1152, 896]), [128, 192]);
+        assert_eq!(choice(Plain, [2048, 1152, 896]), [128, 160]);
         assert_eq!(choice(SwiGlu, [8192, 8192, 2048]), [128, 192]);
         assert_eq!(choice(Store, [8192, 2048, 2048]), [128, 128]);
     }
@@ -316,8 +376,10 @@ mod tests {
         assert_eq!([512, 8192].map(|rows| choice(rows, 64)), [Some(128), Some(192)]);
         assert_eq!([512, 8192].map(|rows| choice(rows, 128)), [Some(128), Some(128)]);
         assert_eq!([96, 80].map(|dim| choice(8192, dim)), [Some(192), None]);
-        let stages = TILES.map(|(tile, _)| tile.for_qkv(H200).map(|tile| tile.stages));
-        assert_eq!(stages, [Some(4), Some(5), Some(8), Some(12)]);
+        let stages = SIZES.map(|size| size.staged(H200, Tile::qkv_shared).stages);
+        assert_eq!(stages, [4, 5, 5, 6, 8, 13]);
+        // Stages of a segment could not share the pairs of such heads.
+        assert_eq!(choice(2048, 56), None);
         let other = Capabilities { arch: Arch { major: 10, minor: 0 }, ..H200 };
         let shape = Shape { rows: 512, features: 1152, columns: 896 };
         assert_eq!(choose_qkv(product(Epilogue::Plain), shape, 64, other), None);
