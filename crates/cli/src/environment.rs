@@ -47,6 +47,34 @@ pub fn history_file() -> Option<PathBuf> {
     Some(data.join("mantissa").join("chat_history.txt"))
 }
 
+/// What was typed to start this program, with its preferences from the environment in front, as a shell takes it.
+pub fn command_line() -> String {
+    // Where libraries and compiled kernels lie is the machine's matter.
+    const PATHS: [&str; 3] = ["MANTISSA_KERNEL_CACHE", "MANTISSA_NVRTC", "MANTISSA_CUBLASLT"];
+    let ours = |name: &str| {
+        name.starts_with("MANTISSA_") && !name.starts_with("MANTISSA_TEST_") && !PATHS.contains(&name)
+    };
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    let variables = env::vars_os().map(|(name, value)| (text(name), text(value)));
+    let mut words: Vec<String> = variables
+        .filter(|(name, _)| ours(name))
+        .map(|(name, value)| format!("{name}={}", quoted(&value)))
+        .collect();
+    words.sort();
+    words.push("mantissa".to_owned());
+    words.extend(env::args_os().skip(1).map(|word| quoted(&text(word))));
+    words.join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_=,./:+@%".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 /// Variables that look like this program's and are not among those that it knows: most likely misspelt.
 pub fn unknown_variables(known: &[OsString]) -> Vec<String> {
     let all = env::vars_os().map(|(name, _)| name);
@@ -77,6 +105,14 @@ fn text(name: &str) -> Result<Option<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_break_them() {
+        assert_eq!(quoted("bf16,kv_cache=f8e4m3"), "bf16,kv_cache=f8e4m3");
+        assert_eq!(quoted("my model"), "'my model'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
 
     #[test]
     fn misspelt_variables_are_found() {

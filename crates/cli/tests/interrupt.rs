@@ -112,3 +112,28 @@ fn ctrl_c_ends_perplexity_without_a_result() {
     std::fs::write(&file, "It goes on and on, as long as anybody listens.\n".repeat(40_000)).expect("a text");
     ends_without_a_result(&["eval", "perplexity"], &[file.to_str().expect("a name")]);
 }
+
+#[test]
+fn ctrl_c_ends_a_report_without_a_trace() {
+    let model = patient_model();
+    let parent = tempfile::tempdir().expect("a folder");
+    let text = tempfile::tempdir().expect("a folder");
+    let file = text.path().join("text.txt");
+    std::fs::write(&file, "It goes on and on, as long as anybody listens.\n".repeat(40_000)).expect("a text");
+    let output = parent.path().join("report");
+    let (output, file) = (output.to_str().expect("a name"), file.to_str().expect("a name"));
+    let options = ["--output", output, "--text", file, "--windows", "1000000", "--quick", "--contexts", "64"];
+    let options = [&options[..], &["--policy", "f32", "--device", "cpu", "--verbose"]].concat();
+    let mut child = start(&["report"], &model, &options);
+    let mut errors = child.stderr.take().expect("a pipe");
+    errors.read_exact(&mut [0]).expect("a line before the signal");
+    // Most likely something is being measured by then.
+    std::thread::sleep(Duration::from_millis(500));
+    interrupt(&child);
+    let (printed, errors) = (rest_of(child.stdout.take().expect("a pipe")), rest_of(errors));
+    assert_eq!(end_of(&mut child).code(), Some(130));
+    assert!(printed.join().expect("read").is_empty());
+    let errors = String::from_utf8(errors.join().expect("read")).expect("text");
+    assert!(!errors.contains("error") && !errors.contains("panicked"), "{errors}");
+    assert_eq!(std::fs::read_dir(parent.path()).expect("a folder").count(), 0, "nothing is left behind");
+}

@@ -31,6 +31,12 @@ pub enum LabError {
     ShortText { tokens: usize, wanted: usize },
     #[error("there is no token to run")]
     NoTokens,
+    #[error(transparent)]
+    Csv(#[from] csv::Error),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("{}: {source}", file.display())]
+    File { file: std::path::PathBuf, source: std::io::Error },
     #[error("interrupted")]
     Cancelled,
     #[error("{measured} of {wanted} repetitions of {what} were measured")]

@@ -15,6 +15,7 @@ pub mod plot;
 pub mod profile;
 pub mod progress;
 pub mod prompts;
+pub mod report;
 pub mod stats;
 
 pub use error::LabError;

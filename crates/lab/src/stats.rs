@@ -1,9 +1,10 @@
 //! Several measurements of one thing.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// The middle and the ends of what was measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The middle one; of an even number, the mean of the two in the middle.
     pub median: f64,

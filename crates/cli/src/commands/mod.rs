@@ -11,6 +11,7 @@ mod logits;
 mod parity;
 mod plan;
 mod profile;
+mod report;
 mod run;
 mod synth;
 mod template;
@@ -50,6 +51,8 @@ pub enum Command {
     Parity(parity::Args),
     /// Measure speed against what the machine can do
     Bench(bench::Args),
+    /// Write one document with everything that is measured, policies side by side
+    Report(report::Args),
     /// Write a checkpoint of a known shape with random weights
     Synth(synth::Args),
     /// Print completions for a shell
@@ -72,6 +75,7 @@ pub fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Profile(args) => profile::run(args, context),
         Command::Parity(args) => parity::run(args, context),
         Command::Bench(args) => bench::run(args, context),
+        Command::Report(args) => report::run(args, context),
         Command::Synth(args) => synth::run(args, context),
         Command::Completions(args) => completions::run(args, context),
     }
