@@ -22,6 +22,8 @@ pub enum LabError {
     Plot(#[from] crate::plot::PlotError),
     #[error("the model's logits are not finite: use a policy with a wider range")]
     NotFinite,
+    #[error("{backend} does not say how long each step takes, so that kernels cannot be measured by themselves")]
+    Untraced { backend: String },
     #[error(
         "the f64 reference needs {needed} bytes of memory for this model and prompt, and {available} are free; give fewer \
          tokens, or compare two policies without it"
@@ -31,6 +33,12 @@ pub enum LabError {
     ShortText { tokens: usize, wanted: usize },
     #[error("there is no token to run")]
     NoTokens,
+    #[error(
+        "the measurements were made on different machines, and say nothing of each other: {before}, and {after}"
+    )]
+    OtherMachine { before: String, after: String },
+    #[error("the files have no measurement in common: the same tests, policies and variants must be in both")]
+    NothingInCommon,
     #[error(transparent)]
     Csv(#[from] csv::Error),
     #[error(transparent)]

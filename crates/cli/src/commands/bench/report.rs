@@ -9,6 +9,7 @@ use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::ceilings::Unit;
 use mantissa_lab::LabError;
 use mantissa_lab::bench::generation::{Measured, Row, Test};
+use mantissa_lab::bench::record::{self, Record};
 use mantissa_lab::ceiling::Ceiling;
 use mantissa_lab::decode::Decode;
 use mantissa_lab::machine::Machine;
@@ -54,6 +55,13 @@ impl Report<'_> {
             writeln!(output::stderr(), "{policy}: {error}")?;
         }
         Ok(())
+    }
+
+    /// Every repetition, as lines of a file.
+    pub fn records(&self) -> Vec<Record> {
+        let model = self.model.location().to_string();
+        let of = |(policy, measured)| record::of_generation(&model, policy, measured, self.machine);
+        self.measured().flat_map(of).collect()
     }
 
     /// Says on standard error what loading converted.
