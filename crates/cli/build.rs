@@ -5,7 +5,8 @@ use std::process::Command;
 
 fn main() {
     let commit = git(&["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
-    println!("cargo:rustc-env=MANTISSA_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    // Cargo also sets it when it runs the program: MANTISSA_ would make it a preference.
+    println!("cargo:rustc-env=BUILD_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
     // A file that is not there would run this again each time.
     for path in watched().into_iter().filter(|path| path.exists()) {
         println!("cargo:rerun-if-changed={}", path.display());

@@ -12,7 +12,7 @@ use crate::output;
 
 /// This program, as results name it.
 pub fn build() -> Build {
-    Build { version: env!("CARGO_PKG_VERSION").to_owned(), commit: env!("MANTISSA_COMMIT").to_owned() }
+    Build { version: env!("CARGO_PKG_VERSION").to_owned(), commit: env!("BUILD_COMMIT").to_owned() }
 }
 
 /// A bar that is drawn while it lives, and Ctrl-C taken over as long.

@@ -87,9 +87,9 @@ fn the_built_in_model_is_reported_whole() {
     // Everything that was promised of bf16 was judged.
     let targets = data["targets"].as_array().expect("targets");
     let verdicts: Vec<&str> = targets.iter().filter_map(|target| target["verdict"].as_str()).collect();
+    // Of memory at a long context this model can say nothing; how fast it is here and now decides no test.
     assert_eq!(verdicts.len(), 4);
-    assert!(!verdicts.contains(&"unknown"), "{targets:?}");
-    assert_eq!(targets[2]["verdict"], "met", "bf16 moves half of the bytes: {targets:?}");
+    assert_eq!(verdicts[1..], ["unknown", "met", "met"], "{targets:?}");
 }
 
 #[test]
