@@ -60,7 +60,15 @@ impl Context {
     pub fn new(global: &Global, for_gpus: Vec<String>) -> Result<Context> {
         let policies = global.policy.iter().map(|text| policy(text)).collect::<Result<_>>()?;
         let isa = global.cpu_isa.as_deref().map(str::parse).transpose();
-        let experimental = global.experimental.as_deref().map(str::parse).transpose();
+        let experimental = global.experimental.as_deref().map(str::parse::<Experimental>).transpose();
+        let experimental = experimental.context("--experimental or MANTISSA_EXPERIMENTAL")?;
+        if let Some(kernel) = experimental {
+            // Nobody shall take its numbers or its speed for those of the usual kernel.
+            writeln!(
+                output::stderr(),
+                "warning: the experimental kernel {kernel} takes the place of the usual one"
+            )?;
+        }
         let asked = global.device.parse().context("--device")?;
         let cuda = cuda_options(&global.gpu)?;
         if asked == Device::Cpu && !for_gpus.is_empty() {
@@ -75,7 +83,7 @@ impl Context {
             batch: if global.batch_invariant { BatchRule::Invariant } else { BatchRule::Any },
             threads: global.threads,
             cpu_isa: isa.context("--cpu-isa or MANTISSA_CPU_ISA")?,
-            experimental: experimental.context("--experimental or MANTISSA_EXPERIMENTAL")?,
+            experimental,
             verbosity: if global.verbose { Verbosity::Verbose } else { Verbosity::Normal },
             interrupt: Interrupt::install()?,
         })

@@ -157,3 +157,19 @@ fn what_cannot_be_checked_is_refused() {
     let short = ["--only", "model", "--text", "-", "--tokens", "50"];
     parity(&short).write_stdin("A few words.").assert().failure().stderr(contains("and 50 are to be run"));
 }
+
+#[test]
+fn the_first_layer_that_is_not_finite_is_named() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/llama_bf16_range");
+    let on_model = |policy| {
+        let mut command = parity(&["--only", "model", "--tokens", "8", "--policy", policy, "--json"]);
+        let output = command.arg(model).output().expect("it runs");
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.success(), found["comparisons"][0].clone())
+    };
+    let (success, found) = on_model("f16");
+    let step = found["first_non_finite"].as_str().expect("a step");
+    assert!(!success && found["holds"] == false && step.starts_with("layers.1."), "{found}");
+    let (_, found) = on_model("bf16");
+    assert_eq!(found["first_non_finite"], Value::Null, "{found}");
+}

@@ -39,7 +39,8 @@ fn right_values_are_taken() {
     for ((variable, _, _), value) in PREFERENCES.iter().zip(values) {
         command.env(variable, value);
     }
-    command.args(["plan", "--device", "cpu"]).assert().success().stderr("");
+    let warning = "warning: the experimental kernel slow-matmul takes the place of the usual one\n";
+    command.args(["plan", "--device", "cpu"]).assert().success().stderr(warning);
 }
 
 #[test]
