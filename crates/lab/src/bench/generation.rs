@@ -9,7 +9,7 @@ use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::backend::NoProgress;
 use mantissa::ops::cost::RunShape;
 use mantissa::ops::{Backend, LoadReport, MemoryUse, Plan};
-use mantissa::{Completion, GenerateOptions, Generator, Model, Options};
+use mantissa::{Completion, Flow, GenerateOptions, Generator, Model, Options};
 
 use crate::LabError;
 use crate::ceiling::{Bound, Ceiling, READ_BYTES, Samples};
@@ -236,7 +236,12 @@ impl Setup<'_> {
             end_of_text: EndOfText::Ignore,
             ..GenerateOptions::default().greedy()
         };
-        Ok(generator.generate_batch(&prompts, &options, |_| ())?)
+        // A long prompt on a slow machine is ended between its batches.
+        let done = generator.generate_batch(&prompts, &options, |_| {
+            if self.progress.cancelled() { Flow::Cancel } else { Flow::Continue }
+        })?;
+        self.progress.go_on()?;
+        Ok(done)
     }
 }
 

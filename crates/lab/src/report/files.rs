@@ -131,3 +131,74 @@ struct Line {
     min: Option<f64>,
     max: Option<f64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::machine::{Build, Machine};
+    use crate::report::{AtContext, Bytes, Checkpoint, Extent, Made, Text, UnderPolicy};
+
+    /// A report in which nothing could be measured but what is known beforehand.
+    fn refused() -> Report {
+        let missing = || "the device has no such kernel".to_owned();
+        let at = AtContext {
+            context: 512,
+            memory: Found::Missing(missing()),
+            bytes: Found::Measured(Bytes { weights: 3, cache: 4, total: 7 }),
+            speed: Found::Missing(missing()),
+        };
+        let policy = UnderPolicy {
+            name: "f16".to_owned(),
+            fields: BTreeMap::new(),
+            contexts: vec![at],
+            error: Found::Missing(missing()),
+            predicted: Found::Missing(missing()),
+            haiku: Found::Missing(missing()),
+            operations: Found::Missing(missing()),
+        };
+        let machine = Machine {
+            backend: "cuda".to_owned(),
+            device: "A, B".to_owned(),
+            features: "sm_90".to_owned(),
+            driver: Some("1.2".to_owned()),
+            threads: None,
+            build: Build { version: "0.1.0".to_owned(), commit: "abc".to_owned() },
+        };
+        Report {
+            model: "model".to_owned(),
+            checkpoint: Checkpoint {
+                architecture: "llama".to_owned(),
+                layers: 1,
+                parameters: 2,
+                longest: 3,
+                dtypes: vec!["F16".to_owned()],
+                files: Vec::new(),
+            },
+            made: Made { machine, date: "2026-01-02".to_owned(), command: "mantissa report".to_owned() },
+            extent: Extent { generate: 1, repetitions: 1, windows: 1, reference_tokens: 1, budget: 1.0 },
+            ceilings: Vec::new(),
+            text: Text { name: "text".to_owned(), content: String::new() },
+            words: 1,
+            policies: vec![policy],
+            targets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_not_drawn() {
+        let files = refused().files().unwrap();
+        let names: Vec<&str> = files.iter().map(|file| file.name).collect();
+        assert_eq!(names, [DOCUMENT, DATA, TABLE]);
+        let text = |index: usize| String::from_utf8(files[index].content.clone()).unwrap();
+        let document = text(0);
+        assert!(!document.contains(".png"), "{document}");
+        assert!(document.contains("* Context 512, f16: the device has no such kernel."), "{document}");
+        assert!(document.contains("No haiku under any policy: the device has no such kernel."), "{document}");
+        let table = text(2);
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines.len(), 2, "{table}");
+        assert_eq!(lines[1], r#"f16,512,moved for a token,B,7,,,model,"A, B",sm_90,1.2,,0.1.0,abc"#);
+    }
+}
