@@ -122,12 +122,12 @@ impl Tracer {
 
     /// Asks for what makes one scope, and names it.
     fn scope<E: From<CudaError>>(&self, ask: impl FnOnce() -> Result<String, E>) -> Result<(), E> {
+        // What is asked for may enter further steps.
+        let step = self.state.borrow().step;
         let begin = self.note()?;
         let kernel = ask()?;
         self.note()?;
-        let mut state = self.state.borrow_mut();
-        let step = state.step;
-        state.scopes.push(Asked { step, kernel, begin });
+        self.state.borrow_mut().scopes.push(Asked { step, kernel, begin });
         Ok(())
     }
 

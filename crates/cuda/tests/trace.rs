@@ -18,14 +18,15 @@ use mantissa_ops::{Batch, Grain, Limits, Plan, SequenceRows, Trace};
 
 const PAGE: usize = 64;
 const CONTEXT: usize = 1024;
-const VOCABULARY: usize = 1000;
+const VOCABULARY: usize = 2048;
 const POLICIES: [&str; 3] = ["f32", "bf16", "f16,kv_cache=f8e4m3"];
 
 const DECODER: Decoder = Decoder {
     layers: 4,
-    heads: Heads { query: 4, key_value: 2, dim: 64 },
-    hidden: 256,
-    intermediate: 512,
+    heads: Heads { query: 2, key_value: 1, dim: 64 },
+    hidden: 128,
+    // Enough for the kernel for a token: a tile for each multiprocessor.
+    intermediate: 1216,
     vocabulary: VOCABULARY,
     context: CONTEXT,
     bias: Some(0.3),
