@@ -2,28 +2,28 @@
 
 use mantissa::ops::cost::Cost;
 
-use super::{By, Phase, PhaseKind, Profile, Summary};
+use super::{By, Phase, PhaseKind, Profile};
 use crate::plot::{self, Axis, Bars, Point, Roofline};
 
 /// Rows of a phase that are shown at most; the longest first.
 const ROWS: usize = 16;
 
 impl Profile {
-    /// The operations of both phases under the ceilings of the machine.
+    /// The operations of both phases, and each phase as it runs untraced, under the ceilings of the machine.
     pub fn roofline(&self) -> Roofline {
         let multiply = self.ceiling.multiply.iter();
         let mut points = Vec::new();
         for phase in &self.phases {
-            let Some(Summary { rows, .. }) = self.summary(phase, By::Operation) else { continue };
-            points.extend(rows.into_iter().take(ROWS).filter_map(|row| {
-                let Cost { operations, .. } = row.cost?;
-                Some(Point {
-                    name: row.name,
-                    series: phase.kind.name().to_owned(),
-                    intensity: operations as f64 / row.cost?.bytes() as f64,
-                    rate: operations as f64 / row.seconds.mean,
-                })
-            }));
+            let Some(summary) = self.summary(phase, By::Operation) else { continue };
+            let point = |name: String, cost: Cost, seconds: f64| Point {
+                name,
+                series: phase.kind.name().to_owned(),
+                intensity: cost.operations as f64 / cost.bytes() as f64,
+                rate: cost.operations as f64 / seconds,
+            };
+            let rows = summary.rows.into_iter().take(ROWS);
+            points.extend(rows.filter_map(|row| Some(point(row.name, row.cost?, row.seconds.mean))));
+            points.push(point("everything, untraced".to_owned(), summary.cost, summary.untraced.mean));
         }
         Roofline {
             title: format!("{}, {}", self.model, self.plan.policy),

@@ -123,8 +123,9 @@ impl Section<'_> {
             Column::number("time"),
             Column::number("share"),
         ];
-        let rows: Vec<Vec<String>> =
-            self.summary.launches.iter().map(|row| self.cells(row)[..columns.len()].to_vec()).collect();
+        let mut rows: Vec<Vec<String>> = self.summary.launches.iter().map(|row| self.cells(row)).collect();
+        rows.extend(self.summary.launched.map(|launched| self.line("total, with sampling", launched, 1.0)));
+        rows.iter_mut().for_each(|row| row.truncate(columns.len()));
         table::print(&columns, &rows)
     }
 
@@ -156,7 +157,8 @@ impl Section<'_> {
         }
         cells[8] = row.bound.map_or_else(String::new, |bound| of_ceiling(&bound));
         let label = &row.label;
-        let kernel = if self.by == By::Kernel { String::new() } else { label.kernel.clone() };
+        let kernel =
+            if self.by == By::Kernel { String::new() } else { without_specialisation(&label.kernel) };
         let words = [kernel, label.contract.clone(), label.shape.clone(), label.strides.clone()];
         for (cell, word) in cells[9..].iter_mut().zip(words.into_iter().chain([label.flags.join(", ")])) {
             *cell = word;
@@ -180,6 +182,14 @@ impl Section<'_> {
         cells[6] = table::rate(operations / self.parts());
         cells[7] = table::rate(operations / seconds.mean);
     }
+}
+
+/// Names of kernels without what they are specialised for, each once: that is for programs, and for rows of kernels.
+fn without_specialisation(kernels: &str) -> String {
+    let mut names: Vec<&str> =
+        kernels.split(" + ").map(|name| name.split_once('[').map_or(name, |(name, _)| name)).collect();
+    names.dedup();
+    names.join(" + ")
 }
 
 /// `97.1 % memory`.
