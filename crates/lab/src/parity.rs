@@ -17,7 +17,7 @@ pub use compare::{Comparison, Growth, LogitError, PointError};
 pub use families::{CaseFailure, ContractCheck, FamilyChecks, FirstDifference, check_families};
 pub use passage::{TokenSource, tokens};
 pub use plot::error_by_layer;
-pub use record::{REFERENCE, Recording, Subject, record, record_reference, reference_bytes};
+pub use record::{REFERENCE, Recording, Subject, record, record_formats, record_reference, reference_bytes};
 
 /// The largest relative error that a product of f16 matrices may have.
 pub const F16_GEMM: f64 = 1e-3;

@@ -16,7 +16,7 @@ use mantissa::{Device, Model, Options};
 use mantissa_lab::machine::Machine;
 use mantissa_lab::parity::{
     self, Comparison, ContractCheck, FamilyChecks, Recording, Subject, TokenSource, check_families, record,
-    record_reference,
+    record_formats, record_reference,
 };
 
 use crate::args::at_least_one;
@@ -225,7 +225,16 @@ impl Args {
         let text = self.text.as_deref().map(read_text).transpose()?;
         let (tokens, source) = parity::tokens(subject.model, text.as_deref(), self.tokens.get())?;
         let other = self.other(subject.options)?;
-        let truth = |options: &Options| record_reference(subject.model, options, &tokens, progress);
+        let judge = |recording: &Recording, options: &Options| -> Result<Comparison> {
+            let truth = record_reference(subject.model, options, &tokens, progress)?;
+            let comparison = Comparison::with_reference(recording, &truth);
+            if comparison.holds() || comparison.first_non_finite.is_some() {
+                return Ok(comparison);
+            }
+            // The kernels or the policy: what cannot be avoided tells which.
+            let formats = record_formats(subject.model, options, &tokens, progress)?;
+            Ok(comparison.with_formats(&formats, &truth))
+        };
         let mut comparisons = Vec::new();
         for &policy in policies {
             let options = Options { policy, ..subject.options.clone() };
@@ -236,11 +245,11 @@ impl Args {
                 let against: Recording = record(&against, &tokens, progress)?;
                 comparisons.push(Comparison::between(&one, &against));
                 if self.with_reference {
-                    comparisons.push(Comparison::with_reference(&one, &truth(&options)?));
-                    comparisons.push(Comparison::with_reference(&against, &truth(other)?));
+                    comparisons.push(judge(&one, &options)?);
+                    comparisons.push(judge(&against, other)?);
                 }
             } else {
-                comparisons.push(Comparison::with_reference(&one, &truth(&options)?));
+                comparisons.push(judge(&one, &options)?);
             }
         }
         Ok(ModelChecks { source, comparisons })

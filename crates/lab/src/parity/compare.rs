@@ -28,6 +28,9 @@ pub struct Comparison {
     pub first_non_finite: Option<String>,
     /// The most that the relative error of the logits may be, where there is such a figure.
     pub figure: Option<f64>,
+    /// The relative error of the logits that the rounding points of the contracts alone lead to, where it was asked for: what
+    /// no kernel of these formats can avoid.
+    pub formats_alone: Option<f64>,
 }
 
 /// The error of the residual stream at one point.
@@ -96,7 +99,14 @@ impl Comparison {
             logits: logit_error(subject, against),
             first_non_finite: subject.first_non_finite.clone(),
             figure: None,
+            formats_alone: None,
         }
+    }
+
+    /// Adds what the formats alone do to the logits, from a recording in f64 that rounds where the contracts do.
+    pub fn with_formats(self, formats: &Recording, reference: &Recording) -> Comparison {
+        let error = logit_error(formats, reference).relative_error;
+        Comparison { formats_alone: Some(error), ..self }
     }
 
     /// Whether everything is finite, and the figure kept, where there is one.
@@ -207,6 +217,9 @@ mod tests {
         assert!((found.logits.divergence.unwrap() - divergence).abs() < 1e-9);
         assert!((found.logits.max_divergence.unwrap() - divergence).abs() < 1e-9);
         assert!(!found.holds());
+        // Where the formats alone lead to the same logits, they are all of the error.
+        let formats = found.clone().with_formats(&subject, &truth);
+        assert_eq!(formats.formats_alone, Some(found.logits.relative_error));
         assert!(Comparison::between(&subject, &truth).holds());
         assert!(Comparison::with_reference(&truth, &truth).holds());
     }

@@ -72,14 +72,41 @@ pub fn record_reference(
     tokens: &[u32],
     progress: &dyn Progress,
 ) -> Result<Recording, LabError> {
+    record_in_f64(model, options, tokens, Rounding::Exact, progress)
+}
+
+/// Runs the tokens in f64 too, but rounds wherever the contracts do: what no kernel of these formats can avoid.
+///
+/// # Errors
+/// As [`record_reference`].
+pub fn record_formats(
+    model: &Model,
+    options: &Options,
+    tokens: &[u32],
+    progress: &dyn Progress,
+) -> Result<Recording, LabError> {
+    record_in_f64(model, options, tokens, Rounding::AsContract, progress)
+}
+
+fn record_in_f64(
+    model: &Model,
+    options: &Options,
+    tokens: &[u32],
+    rounding: Rounding,
+    progress: &dyn Progress,
+) -> Result<Recording, LabError> {
     let options = options_for(options, tokens)?;
     let program = arch::program(model.config()).map_err(mantissa::Error::from)?;
     let needed = reference_bytes(&program, &options.policy(), tokens.len());
     if let Some(available) = memory::available().filter(|&available| available < needed) {
         return Err(LabError::ReferenceMemory { needed, available });
     }
-    let backend = ReferenceBackend::new(Rounding::Exact);
-    run(&Subject { model, options: &options, backend: &backend }, tokens, REFERENCE.to_owned(), progress)
+    let backend = ReferenceBackend::new(rounding);
+    let label = match rounding {
+        Rounding::Exact => REFERENCE,
+        Rounding::AsContract => "f64, rounded where the contracts round",
+    };
+    run(&Subject { model, options: &options, backend: &backend }, tokens, label.to_owned(), progress)
 }
 
 /// Bytes that the reference takes for a prompt of so many tokens: weights in f32, everything else in f64.

@@ -135,47 +135,11 @@ impl Report<'_> {
         rows.push(vec!["logits".to_owned(), relative, String::new(), max, String::new()]);
         let columns = ["behind", "relative error", "grown", "largest error", "largest, in ulp"];
         table::print(&columns_of(columns), &rows)?;
-        let mut out = output::stdout();
         if rows.len() <= points.len() {
-            writeln!(
-                out,
-                "({} layers in between are left out; --full shows them)",
-                points.len() + 1 - rows.len()
-            )?;
+            let left_out = points.len() + 1 - rows.len();
+            writeln!(output::stdout(), "({left_out} layers in between are left out; --full shows them)")?;
         }
-        writeln!(out)?;
-        if let Some(growth) = fastest {
-            writeln!(out, "the error grows fastest at {} (x{:.2})", growth.name, growth.factor)?;
-        }
-        if let (Some(mean), Some(largest), Some(same)) =
-            (logits.divergence, logits.max_divergence, logits.same_top)
-        {
-            writeln!(
-                out,
-                "KL divergence {mean:.2e} nats a token, {largest:.2e} at most; the same most probable token at {same} of \
-                 {tokens}"
-            )?;
-        }
-        if let Some(step) = &comparison.first_non_finite {
-            writeln!(
-                out,
-                "not finite from {step} on: choose a policy with a wider range, such as bf16 or f32"
-            )?;
-        }
-        match comparison.figure {
-            Some(figure) => {
-                let word = if comparison.holds() { "holds" } else { "DOES NOT HOLD" };
-                writeln!(out, "relative error of the logits at most {figure:.0e}: {word}")?;
-            }
-            None if against == REFERENCE => {
-                writeln!(
-                    out,
-                    "the logits are held to no figure: a cache of 8 bits a number alone takes more than 1e-2"
-                )?;
-            }
-            None => {}
-        }
-        Ok(())
+        print_findings(comparison)
     }
 
     fn print_summary(&self) -> Result<()> {
@@ -191,6 +155,49 @@ impl Report<'_> {
         writeln!(output::stdout(), "\n{}", parts.join(", "))?;
         Ok(())
     }
+}
+
+/// What is to be said below the table of a comparison.
+fn print_findings(comparison: &Comparison) -> Result<()> {
+    let Comparison { against, tokens, logits, .. } = comparison;
+    let mut out = output::stdout();
+    writeln!(out)?;
+    if let Some(growth) = &comparison.fastest {
+        writeln!(out, "the error grows fastest at {} (x{:.2})", growth.name, growth.factor)?;
+    }
+    if let (Some(mean), Some(largest), Some(same)) =
+        (logits.divergence, logits.max_divergence, logits.same_top)
+    {
+        writeln!(
+            out,
+            "KL divergence {mean:.2e} nats a token, {largest:.2e} at most; the same most probable token at {same} of \
+             {tokens}"
+        )?;
+    }
+    if let Some(step) = &comparison.first_non_finite {
+        writeln!(out, "not finite from {step} on: choose a policy with a wider range, such as bf16 or f32")?;
+    }
+    if let Some(alone) = comparison.formats_alone {
+        writeln!(
+            out,
+            "the formats of this policy alone, in f64 but rounded where the contracts round, lead to {}",
+            error(alone)
+        )?;
+    }
+    match comparison.figure {
+        Some(figure) => {
+            let word = if comparison.holds() { "holds" } else { "DOES NOT HOLD" };
+            writeln!(out, "relative error of the logits at most {figure:.0e}: {word}")?;
+        }
+        None if against == REFERENCE => {
+            writeln!(
+                out,
+                "the logits are held to no figure: a cache of 8 bits a number alone takes more than 1e-2"
+            )?;
+        }
+        None => {}
+    }
+    Ok(())
 }
 
 fn kernel_json(check: &ContractCheck) -> Value {
