@@ -22,7 +22,9 @@ pub enum LabError {
     Plot(#[from] crate::plot::PlotError),
     #[error("the model's logits are not finite: use a policy with a wider range")]
     NotFinite,
-    #[error("{backend} does not say how long each step takes, so that kernels cannot be measured by themselves")]
+    #[error(
+        "{backend} does not say how long each step takes, so that kernels cannot be measured by themselves"
+    )]
     Untraced { backend: String },
     #[error(
         "the f64 reference needs {needed} bytes of memory for this model and prompt, and {available} are free; give fewer \

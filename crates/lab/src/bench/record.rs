@@ -178,7 +178,7 @@ pub fn write(records: &[Record], to: &mut dyn Write) -> Result<(), LabError> {
     Ok(writer.flush().map_err(csv::Error::from)?)
 }
 
-/// Reads what [`write`] wrote; columns may stand in any order, and further ones are passed over.
+/// Reads what [`write()`] wrote; columns may stand in any order, and further ones are passed over.
 ///
 /// # Errors
 /// Where a column is missing or holds something else than it should; the line is named.
