@@ -106,7 +106,8 @@ impl Options {
     /// Where the machine does not have it.
     pub fn backend(&self) -> Result<Box<dyn Backend>, Error> {
         let cuda = |ordinal| CudaBackend::new(ordinal, &self.cuda);
-        let not_there = |device| self.experimental.map(|kernel| Error::ExperimentalElsewhere { kernel, device });
+        let not_there =
+            |device| self.experimental.map(|kernel| Error::ExperimentalElsewhere { kernel, device });
         match self.device {
             Device::Cuda(ordinal) => match not_there(self.device) {
                 Some(error) => return Err(error),
