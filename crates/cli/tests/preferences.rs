@@ -100,3 +100,14 @@ fn a_plan_names_experimental_kernels_where_they_compute() {
     assert_eq!(kernels("wrong-rms-norm"), ["rms_norm"]);
     assert_eq!(kernels("slow-matmul"), ["ffn", "logits", "matmul", "qkv"]);
 }
+
+#[test]
+fn an_experimental_kernel_of_the_processor_is_refused_elsewhere() {
+    mantissa()
+        .args(["plan", "--device", "cuda:0", "--experimental", "slow-matmul"])
+        .assert()
+        .failure()
+        .stderr(contains(
+            "slow-matmul is a kernel of the cpu, and cuda:0 is to compute; choose the device cpu",
+        ));
+}
