@@ -166,6 +166,8 @@ __device__ __forceinline__ void attention_phase(
         // The warp's span: the block's spans fall to warps in turns, so that all have work in long contexts.
         const u32 i = warp() >= turn ? warp() - turn : warp() + CONSUMER_WARPS - turn;
         const bool has_span = i >= unit.first && i < unit.end;
+        const u32 poll = query_poll((unit.end - 1 + turn) % CONSUMER_WARPS);
+        auto asked = ask_query(args, unit.kv_head, poll);
         WarpSpan span;
         span.has_newest = false;
         if (has_span) {
@@ -173,12 +175,16 @@ __device__ __forceinline__ void attention_phase(
         }
         Newest newest(args, unit.kv_head);
         if (span.has_newest) newest.look();
-        poll_query(args, unit.kv_head, epoch, area);
-        consumers_sync();
-        // The other warps do not wait for it.
+        take_query(asked, poll, epoch, area);
         if (span.has_newest) {
+            queries_arrive();
             newest.take(epoch);
             add_newest(cache, row, unit.kv_head, newest, span, area.scales[i]);
+            queries_wait();
+        } else if (unit.start + unit.end > row.position / SPAN) {
+            queries_sync();
+        } else {
+            consumers_sync();
         }
         if (has_span) {
             attend_span(args, span, i, ring, area);

@@ -102,9 +102,3 @@ struct Asked {
 // Where a word of `hidden` and `middle` lies: 32 bytes of each 128. All blocks wait for these few words at the same time, and
 // more lines are in more parts of the second-level cache.
 __device__ constexpr u32 spread(u32 word) { return word / 4 * 16 + word % 4; }
-
-__device__ __forceinline__ uint2 take_two(const u64* words, u32 epoch) {
-    Asked<1, 0> asked(words, 1);
-    asked.settle(epoch);
-    return asked.data(0);
-}

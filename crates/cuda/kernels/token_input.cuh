@@ -99,9 +99,8 @@ __device__ __forceinline__ void take_normed(
             for (u32 j = 0; j < NORM_EACH; ++j) sum = mul_add(x[i][j], x[i][j], sum);
         }
         work.scratch[threadIdx.x] = sum;
-    }
-    consumers_sync();
-    if (threadIdx.x < READERS) {
+        // The other warps may still be busy.
+        asm volatile("bar.sync 3, %0;" ::"n"(READERS) : "memory");
         float part[READERS / 32];
 #pragma unroll
         for (u32 i = 0; i < READERS / 32; ++i) part[i] = work.scratch[i * 32 + threadIdx.x % 32];

@@ -68,6 +68,14 @@ __device__ __forceinline__ CacheLayer cache_of(const TokenArgs& args, const Phas
 __device__ __forceinline__ void softmax_arrive() { asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS) : "memory"); }
 __device__ __forceinline__ void softmax_wait() { asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS) : "memory"); }
 
+// The warp that has this token's key and value does not wait for the queries before it has both, and the others do not wait for
+// it: they wait until it has come here, which is soon, and it waits until they have all gone on.
+__device__ __forceinline__ void queries_sync() {
+    asm volatile("bar.sync 4, %0;\nbar.arrive 5, %0;" ::"n"(CONSUMERS) : "memory");
+}
+__device__ __forceinline__ void queries_arrive() { asm volatile("bar.arrive 4, %0;" ::"n"(CONSUMERS) : "memory"); }
+__device__ __forceinline__ void queries_wait() { asm volatile("bar.sync 5, %0;" ::"n"(CONSUMERS) : "memory"); }
+
 // -------------------------------------------------------------------------------------------------------- the producer
 
 // Fills of a block in an attention phase: the same in every layer.
@@ -88,6 +96,9 @@ __device__ __forceinline__ void copy_vectors(u32 to, const TensorMap* map, u32 v
                      "r"(to), "l"(map), "r"(0), "r"(vector), "r"(barrier) : "memory");
 }
 
+// Brings a line to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
+
 // Feeds the ring with the block's spans, in boxes as long as a page, at most a span. What the row does not see is copied
 // too.
 __device__ __forceinline__ void attention_feed(const TokenArgs& args, const Phase& phase, u32 rank, Ring& ring) {
@@ -102,7 +113,12 @@ __device__ __forceinline__ void attention_feed(const TokenArgs& args, const Phas
         static_assert(SECTION * SPAN / RUN == 32, "a lane has a run");
         const u32 position = unit.start * SPAN + lane() * RUN;
         u32 runs = 0;
-        if (position < row.visible.end) runs = key_vector(cache, row.block_table, unit.kv_head, position);
+        if (position < row.visible.end) {
+            runs = key_vector(cache, row.block_table, unit.kv_head, position);
+            // Those of a run are at most 64 bytes.
+            if (SCALED) prefetch(cache.scales + runs);
+            if (SCALED) prefetch(cache.scales + runs + values);
+        }
 #pragma unroll 1
         for (u32 i = unit.first; i < unit.end; ++i) {
 #pragma unroll 1
@@ -146,16 +162,27 @@ struct AttentionArea {
 // by all blocks.
 constexpr u32 QUERY_POLLS = HEADS * PAIRS / 2;
 
-__device__ __forceinline__ void poll_query(const TokenArgs& args, u32 kv_head, u32 epoch, AttentionArea& area) {
-    if (threadIdx.x < QUERY_POLLS) {
-        const u64* from = args.projected + kv_head * GROUP * PAIRS + 2 * threadIdx.x;
-        const u32 pair = threadIdx.x % (PAIRS / 2);
-        u32* to = &area.query[threadIdx.x / (PAIRS / 2)][pair / 4 * 8 + pair % 4];
-        const uint2 words = take_two(from, epoch);
-        to[0] = words.x;
-        to[4] = words.y;
-    } else if (threadIdx.x < QUERY_POLLS + PAIRS) {
-        area.query[HEADS][threadIdx.x - QUERY_POLLS] = 0;
+// And the warps that do, and store zeros: those before or behind the one that has the newest position, `busy`.
+constexpr u32 QUERY_WARPS = div_ceil(QUERY_POLLS + PAIRS, 32);
+static_assert(2 * QUERY_WARPS < CONSUMER_WARPS, "some are before or behind");
+
+__device__ __forceinline__ u32 query_poll(u32 busy) {
+    return threadIdx.x - (busy < QUERY_WARPS ? CONSUMER_WARPS - QUERY_WARPS : 0) * 32;
+}
+
+__device__ __forceinline__ Asked<1, 0> ask_query(const TokenArgs& args, u32 kv_head, u32 poll) {
+    return Asked<1, 0>(args.projected + kv_head * GROUP * PAIRS + 2 * poll, poll < QUERY_POLLS ? 1 : 0);
+}
+
+__device__ __forceinline__ void take_query(Asked<1, 0>& asked, u32 poll, u32 epoch, AttentionArea& area) {
+    if (poll < QUERY_POLLS) {
+        const u32 pair = poll % (PAIRS / 2);
+        u32* to = &area.query[poll / (PAIRS / 2)][pair / 4 * 8 + pair % 4];
+        asked.settle(epoch);
+        to[0] = asked.data(0).x;
+        to[4] = asked.data(0).y;
+    } else if (poll < QUERY_POLLS + PAIRS) {
+        area.query[HEADS][poll - QUERY_POLLS] = 0;
     }
     __syncwarp();
 }

@@ -32,8 +32,10 @@ const SLOT_BYTES: usize = 8192;
 const SLOT_BARRIERS: usize = 16;
 /// Slots of the ring at most: more than these do not make it faster.
 const MOST_SLOTS: usize = 24;
-/// Slots that are being filled at a time: with more of them words of the exchange come later.
+/// Slots that are being filled at a time, and for a layer that is longer than two rings: with more of them memory is busier,
+/// but words of the exchange come later.
 const FLIGHT: usize = 6;
+const LONG_FLIGHT: usize = 7;
 /// Bytes of a block's share of a phase in shared memory.
 const SHARE_BYTES: usize = 16;
 /// Bytes of the sums of a block's tiles of a phase, and these tiles, at most.
@@ -201,7 +203,7 @@ pub fn spec(activations: Format, sizes: &Sizes) -> KernelSpec {
     count("DIM", heads.dim);
     count("GROUP", attention::group(heads));
     count("SLOTS", shared.slots);
-    count("FLIGHT", FLIGHT);
+    count("FLIGHT", if sizes.block_bytes() > 2 * shared.slots * SLOT_BYTES { LONG_FLIGHT } else { FLIGHT });
     count("NORM_SWEEPS", width.div_ceil(NORM_SWEEP));
     count("WORK_BYTES", shared.work);
     count("INPUT_EACH", inner.max(heads.query_width()).div_ceil(INPUT_SWEEP));

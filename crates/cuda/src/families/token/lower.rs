@@ -173,6 +173,11 @@ impl Sizes {
         ]
     }
 
+    /// Bytes of a layer's weights for each block.
+    pub fn block_bytes(&self) -> usize {
+        self.layer_tiles().map(|(_, tiles)| tiles.tiles * tiles.bytes).iter().sum::<usize>() / self.blocks
+    }
+
     /// For each [`Kind`], in order, the tiles of every block, where a token sees about `sections` sections of positions.
     ///
     /// # Errors

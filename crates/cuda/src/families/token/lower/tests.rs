@@ -5,6 +5,8 @@ use mantissa_ops::{Op, ProgramBuilder, op};
 
 use super::*;
 use crate::compile::Arch;
+use crate::families::token::spec;
+use crate::kernel::Alias;
 
 const H200: Capabilities =
     Capabilities { arch: Arch { major: 9, minor: 0 }, multiprocessors: 132, shared_per_block: 232_448 };
@@ -121,6 +123,14 @@ fn every_output_of_every_phase_has_one_block() {
             }
             assert!(tiles.iter().all(|&times| times == 1), "{phase:?}");
         }
+    }
+}
+
+#[test]
+fn more_copies_are_under_way_where_layers_are_long() {
+    for (model, flight) in [(QWEN, 6), (LLAMA, 7)] {
+        let spec = spec(Format::Bf16, &lowered(&model.program()).0);
+        assert!(spec.aliases.contains(&Alias::count("FLIGHT", flight)), "{:?}", spec.aliases);
     }
 }
 
