@@ -8,8 +8,8 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use mantissa::model::hub::DownloadProgress;
 use mantissa::numerics::ConversionStats;
-use mantissa::ops::LoadReport;
 use mantissa::ops::backend::{OverflowRule, Progress};
+use mantissa::ops::{Backend, LoadReport, Session};
 use mantissa::{Generator, Location, Model, Options};
 
 use crate::context::{Context, Verbosity};
@@ -66,16 +66,33 @@ pub fn locate(name: &str) -> Result<Location> {
 /// Packs the weights, with a bar, and says what was converted.
 pub fn prepare(model: &Model, options: &Options, context: &Context) -> Result<Generator> {
     let generator = model.prepare_with_progress(options, &loading_bar())?;
-    if context.verbosity == Verbosity::Verbose || std::io::stderr().is_terminal() {
-        for line in conversions(generator.report()) {
-            writeln!(output::stderr(), "{line}")?;
-        }
-    }
+    say_conversions(generator.report(), context)?;
     Ok(generator)
 }
 
+/// As [`prepare`], on a backend of one's own and without an engine.
+pub fn session(
+    model: &Model,
+    options: &Options,
+    backend: &dyn Backend,
+    context: &Context,
+) -> Result<Box<dyn Session>> {
+    let session = model.session(options, backend, &loading_bar())?;
+    say_conversions(session.report(), context)?;
+    Ok(session)
+}
+
+fn say_conversions(report: &LoadReport, context: &Context) -> Result<()> {
+    if context.verbosity == Verbosity::Verbose || std::io::stderr().is_terminal() {
+        for line in conversions(report) {
+            writeln!(output::stderr(), "{line}")?;
+        }
+    }
+    Ok(())
+}
+
 /// A bar for loading.
-pub fn loading_bar() -> impl Progress {
+fn loading_bar() -> impl Progress {
     Bar(output::byte_bar("Loading"))
 }
 

@@ -86,12 +86,14 @@ fn ctrl_c_ends_an_answer_cleanly() {
     assert!(!errors.contains("panicked"), "{errors}");
 }
 
-/// Interrupts a command that says on standard error what loading converted, and has nothing to say before it has ended.
-fn ends_without_a_result(command: &[&str], options: &[&str]) {
+/// Interrupts a command that says on standard error what loading converted, some time after that, and has nothing to say
+/// before it has ended.
+fn ends_without_a_result(command: &[&str], options: &[&str], after: Duration) {
     let folder = patient_model();
     let mut child = start(command, &folder, &[options, &["--policy", "f32", "--verbose"]].concat());
     let mut errors = child.stderr.take().expect("a pipe");
     errors.read_exact(&mut [0]).expect("a line before the signal");
+    std::thread::sleep(after);
     interrupt(&child);
     let (output, errors) = (rest_of(child.stdout.take().expect("a pipe")), rest_of(errors));
     assert_eq!(end_of(&mut child).code(), Some(130));
@@ -102,7 +104,7 @@ fn ends_without_a_result(command: &[&str], options: &[&str]) {
 
 #[test]
 fn ctrl_c_ends_haiku_without_a_result() {
-    ends_without_a_result(&["eval", "haiku"], &["--word", "owl", "--max-tokens", "199000"]);
+    ends_without_a_result(&["eval", "haiku"], &["--word", "owl", "--max-tokens", "199000"], Duration::ZERO);
 }
 
 #[test]
@@ -110,7 +112,19 @@ fn ctrl_c_ends_perplexity_without_a_result() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("text.txt");
     std::fs::write(&file, "It goes on and on, as long as anybody listens.\n".repeat(40_000)).expect("a text");
-    ends_without_a_result(&["eval", "perplexity"], &[file.to_str().expect("a name")]);
+    ends_without_a_result(&["eval", "perplexity"], &[file.to_str().expect("a name")], Duration::ZERO);
+}
+
+#[test]
+fn ctrl_c_ends_a_profile_without_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [table, events] = ["table.csv", "events.json"].map(|name| folder.path().join(name));
+    let [table, events] = [&table, &events].map(|path| path.to_str().expect("a name"));
+    let options = ["--csv", table, "--trace", events, "--device", "cpu", "--prompt", "64"];
+    let options = [&options[..], &["--repetitions", "1000000"]].concat();
+    // Most likely something is being measured by then.
+    ends_without_a_result(&["profile"], &options, Duration::from_millis(1500));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing is left behind");
 }
 
 #[test]

@@ -111,7 +111,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     };
     let backend = options.backend()?;
     let machine = Machine::new(&backend.info(), &measuring::build());
-    let mut session = model.session(&options, &*backend, &model::loading_bar())?;
+    let mut session = model::session(&model, &options, &*backend, context)?;
     let progress = Measuring::start(context);
     let profiler = Profiler { workload, repetitions: args.repetitions.get() };
     let mut profile = profiler.measure(&mut *session, &*backend, &progress)?;
