@@ -42,18 +42,20 @@ struct Finisher {
     u32 boxes;
     u32 residual_full;
     u32 group;
+    // Read once: instructions that read arguments would be as many as those that compute.
+    float alpha;
+    bool residual_added;
     u32 parity = 0;
     // Of the part whose sums are ready.
     OutputTile tile{};
 
     __device__ __forceinline__ Finisher(const Args& args, u32 boxes, u32 barriers, u32 group)
-        : args(args), boxes(boxes + group * GROUP_BOXES_BYTES), residual_full(barriers + group * 8), group(group) {}
-
-    __device__ __forceinline__ bool adds_residual() const { return EPILOGUE == STORE && args.product.residual != nullptr; }
+        : args(args), boxes(boxes + group * GROUP_BOXES_BYTES), residual_full(barriers + group * 8), group(group), alpha(args.product.alpha),
+          residual_added(EPILOGUE == STORE && args.product.residual != nullptr) {}
 
     // Has the residual brought to where the outputs will be.
     __device__ __forceinline__ void begin(const OutputTile& tile) const {
-        if (!adds_residual() || !leads()) return;
+        if (!residual_added || !leads()) return;
         stores_wait_read();
         barrier_expect(residual_full, GROUP_BOXES_BYTES);
         for (int box = 0; box < BOXES; ++box) {
@@ -65,7 +67,7 @@ struct Finisher {
     template <int STAGE>
     __device__ __forceinline__ void finish_behind(const Sums& totals) {
         if constexpr (STAGE % STAGES_OF_ROUND == 0) {
-            if (adds_residual()) {
+            if (residual_added) {
                 barrier_wait(residual_full, parity);
                 parity ^= 1;
             } else {
@@ -127,22 +129,25 @@ private:
         constexpr int COUNT = (STAGE + 1) * UNITS / STAGES_OF_SEGMENT - FIRST;
         constexpr int PLACE = FIRST - STAGE / STAGES_OF_ROUND * UNITS / ROUNDS;
         const u32 to = first_place();
+        float biases[COUNT][2];
+        if constexpr (EPILOGUE == STORE) load_biases(tile.feature + FIRST * 8, biases);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             u32 residuals[COUNT] = {};
-            if (adds_residual()) {
+            if (residual_added) {
 #pragma unroll
                 for (int i = 0; i < COUNT; ++i) residuals[i] = load_word(place(to, PLACE + i, half));
             }
 #pragma unroll
             for (int i = 0; i < COUNT; ++i) {
-                finish_eight(totals, FIRST + i, half, residuals[i], place(to, PLACE + i, half));
+                finish_eight(totals, FIRST + i, half, biases[i], residuals[i], place(to, PLACE + i, half));
             }
         }
     }
 
     // This thread's two of eight outputs of a row.
-    __device__ __forceinline__ void finish_eight(const Sums& totals, int unit, int half, u32 residual, u32 to) const {
+    __device__ __forceinline__ void finish_eight(const Sums& totals, int unit, int half, const float (&bias)[2], u32 residual,
+                                                 u32 to) const {
         const int at = unit * 4 + half * 2;
         if constexpr (EPILOGUE == PLAIN) {
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(totals[at]), "f"(totals[at + 1]) : "memory");
@@ -152,10 +157,9 @@ private:
                 values[0] = silu(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
                 values[1] = silu(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
             } else {
-                const u32 feature = tile.feature + unit * 8 + threadIdx.x % 4 * 2;
-                values[0] = scaled(feature, totals[at]);
-                values[1] = scaled(feature + 1, totals[at + 1]);
-                if (adds_residual()) add_residual(residual, values);
+                values[0] = mul_add(totals[at], alpha, bias[0]);
+                values[1] = mul_add(totals[at + 1], alpha, bias[1]);
+                if (residual_added) add_residual(residual, values);
             }
             asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(encode_word(values, A{})) : "memory");
         }
@@ -167,10 +171,19 @@ private:
         return word;
     }
 
-    __device__ __forceinline__ float scaled(u32 feature, float sum) const {
+    // The biases of this thread's outputs, from that with this number on. Where there are none it is minus zero, which leaves
+    // what it is added to as it is.
+    template <int COUNT>
+    __device__ __forceinline__ void load_biases(u32 feature, float (&biases)[COUNT][2]) const {
         const ProductArgs& product = args.product;
-        if (product.bias == nullptr) return sum * product.alpha;
-        return mul_add(sum, product.alpha, product.bias[minimum(feature, product.features - 1)]);
+#pragma unroll
+        for (int i = 0; i < 2 * COUNT; ++i) biases[i / 2][i % 2] = -0.0f;
+        if (product.bias == nullptr) return;
+#pragma unroll
+        for (int i = 0; i < 2 * COUNT; ++i) {
+            const u32 mine = feature + i / 2 * 8 + threadIdx.x % 4 * 2 + i % 2;
+            biases[i / 2][i % 2] = product.bias[minimum(mine, product.features - 1)];
+        }
     }
 
     __device__ __forceinline__ static void add_residual(u32 word, float (&values)[2]) {

@@ -73,8 +73,10 @@ __device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u3
                          "r"(note.vector)
                          : "memory");
         }
-        for (u32 i = lane; i < FEATURES && product.bias != nullptr; i += 32) {
-            const float bias = product.bias[minimum(tile.feature + i, product.features - 1)];
+        for (u32 i = lane; i < FEATURES; i += 32) {
+            // Minus zero leaves what it is added to as it is.
+            float bias = -0.0f;
+            if (product.bias != nullptr) bias = product.bias[minimum(tile.feature + i, product.features - 1)];
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(biases + i * 4), "f"(bias) : "memory");
         }
         barrier_arrive(notes_full(barriers));
@@ -87,12 +89,16 @@ struct Finisher {
     u32 epilogue;
     u32 barriers;
     u32 group;
+    // Read once: instructions that read arguments would be as many as those that compute.
+    u32 query_heads;
+    u32 turned_heads;
     u32 parity = 0;
     // Of the part whose sums are ready.
     OutputTile tile{};
 
     __device__ __forceinline__ Finisher(const Args& args, u32 epilogue, u32 barriers, u32 group)
-        : args(args), epilogue(epilogue), barriers(barriers), group(group) {}
+        : args(args), epilogue(epilogue), barriers(barriers), group(group), query_heads(args.product.query_heads),
+          turned_heads(args.product.query_heads + args.product.key_heads) {}
 
     __device__ __forceinline__ void begin(const OutputTile&) const {}
     __device__ __forceinline__ void end() const {}
@@ -181,30 +187,23 @@ private:
     // Two pairs of a row of one head of the tile.
     __device__ __forceinline__ void finish_pairs(const Sums& totals, int head_of_tile, int eight, int half,
                                                  const Turn& turn) const {
-        const QkvArgs& product = args.product;
         const int first = (head_of_tile * DIM / 8 + eight) * 4 + half * 2, second = first + PAIRS / 2;
         float x[2] = {totals[first], totals[first + 1]}, y[2] = {totals[second], totals[second + 1]};
         const u32 pair = head_of_tile * DIM + pair_of(eight), head = tile.feature / DIM + head_of_tile;
-        if (product.bias != nullptr) {
-            add_bias(pair, x);
-            add_bias(pair + PAIRS, y);
-        }
-        if (head < product.query_heads + product.key_heads) {
+        add_bias(pair, x);
+        add_bias(pair + PAIRS, y);
+        const bool turns = head < turned_heads;
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float turned = mul_add(y[i], -turn.sin[i], x[i] * turn.cos[i]);
-                y[i] = mul_add(x[i], turn.sin[i], y[i] * turn.cos[i]);
-                x[i] = turned;
-            }
+        for (int i = 0; i < 2; ++i) {
+            const float turned = mul_add(y[i], -turn.sin[i], x[i] * turn.cos[i]);
+            const float other = mul_add(x[i], turn.sin[i], y[i] * turn.cos[i]);
+            x[i] = turns ? turned : x[i];
+            y[i] = turns ? other : y[i];
         }
         const u32 to = out_row(row_of_warp(half)) + pair * 2;
-        if (head < product.query_heads) {
-            store_two(to, encode_word(x, A{}));
-            store_two(to + PAIRS * 2, encode_word(y, A{}));
-        } else {
-            store_two(to, encode_word(x, C{}));
-            store_two(to + PAIRS * 2, encode_word(y, C{}));
-        }
+        const bool query = head < query_heads;
+        store_two(to, query ? encode_word(x, A{}) : encode_word(x, C{}));
+        store_two(to + PAIRS * 2, query ? encode_word(y, A{}) : encode_word(y, C{}));
     }
 
     __device__ __forceinline__ static void store_two(u32 to, u32 word) {
