@@ -10,6 +10,7 @@ mod bars;
 mod canvas;
 mod layout;
 mod lines;
+mod png;
 mod roofline;
 mod theme;
 

@@ -29,7 +29,7 @@ use crate::stats::Spread;
 pub use accuracy::{Haiku, Predicted, REFERENCE};
 pub use checkpoint::{Checkpoint, WeightFile};
 pub use files::File;
-pub use operations::{Operation, Operations};
+pub use operations::{Operation, Operations, PhaseTime};
 pub use speed::{AtContext, Bytes, Memory, Speed};
 pub use targets::{Target, Verdict};
 

@@ -187,6 +187,19 @@ impl Ruler {
         self.pixels.0 + share * (self.pixels.1 - self.pixels.0)
     }
 
+    /// Holds the values on a linear axis and nothing beyond them, such as numbers of layers.
+    pub fn tight(values: impl Iterator<Item = f64> + Clone, pixels: (f64, f64)) -> Ruler {
+        let mut ruler = Ruler::new(Scale::Linear, values.clone(), pixels);
+        let shown = values.filter(|&value| Scale::Linear.shows(value));
+        let (low, high) = shown
+            .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        if low < high {
+            ruler.values = (low, high);
+            ruler.ticks.retain(|tick| (low..=high).contains(tick));
+        }
+        ruler
+    }
+
     /// How distances grow along it.
     pub fn scale(&self) -> Scale {
         self.scale
@@ -279,6 +292,15 @@ mod tests {
         assert_eq!(ruler.ticks, [0.0, 5.0, 10.0, 15.0, 20.0, 25.0]);
         assert_eq!((ruler.at(0.0), ruler.at(25.0), ruler.at(12.5)), (100.0, 400.0, 250.0));
         let alone = Ruler::new(Scale::Linear, [3.0].into_iter(), (0.0, 1.0));
+        assert!(alone.values().0 <= 3.0 && alone.values().1 > 3.0);
+    }
+
+    #[test]
+    fn tight_axes_end_where_their_values_do() {
+        let ruler = Ruler::tight([-1.0, 23.0].into_iter(), (0.0, 240.0));
+        assert_eq!((ruler.at(-1.0), ruler.at(23.0)), (0.0, 240.0));
+        assert_eq!(ruler.ticks, [0.0, 5.0, 10.0, 15.0, 20.0]);
+        let alone = Ruler::tight([3.0].into_iter(), (0.0, 1.0));
         assert!(alone.values().0 <= 3.0 && alone.values().1 > 3.0);
     }
 

@@ -7,7 +7,7 @@ use resvg::{tiny_skia, usvg};
 use ttf_parser::Face;
 
 use super::layout::Area;
-use super::{PlotError, theme};
+use super::{PlotError, png, theme};
 
 const FONT: &[u8] = include_bytes!("font/DejaVuSans-Latin.ttf");
 /// The font's own name first, then those that look like it: they are no wider.
@@ -47,9 +47,11 @@ impl Picture {
         let size = tree.size().to_int_size().scale_by(PIXELS).ok_or_else(|| pixels(&"too large"))?;
         let mut pixmap =
             tiny_skia::Pixmap::new(size.width(), size.height()).ok_or_else(|| pixels(&"too large"))?;
+        // A PNG of few colours knows no transparent corners.
+        pixmap.fill(tiny_skia::Color::WHITE);
         let transform = tiny_skia::Transform::from_scale(PIXELS, PIXELS);
         resvg::render(&tree, transform, &mut pixmap.as_mut());
-        pixmap.encode_png().map_err(|error| pixels(&error))
+        png::encode(&pixmap).map_err(|error| pixels(&error))
     }
 
     /// The texts and their places.

@@ -61,7 +61,7 @@ impl Lines {
             width: WIDTH - widest - 2.0 * theme::SPACE,
             height: HEIGHT,
         };
-        let across = Ruler::new(Scale::Linear, positions, (frame.left, frame.right()));
+        let across = Ruler::tight(positions, (frame.left, frame.right()));
         let up = Ruler::new(Scale::Logarithmic, levels, (frame.bottom(), frame.top));
         self.legend(&mut canvas);
         draw_frame(
@@ -97,7 +97,8 @@ impl Lines {
     fn legend(&self, canvas: &mut Canvas) {
         let left = theme::SPACE;
         let mut y = theme::SPACE + line_height(theme::TITLE) / 2.0;
-        canvas.text(left, y, &self.title, Anchor::Start, Style::TITLE);
+        let title = canvas.shortened(&self.title, 0.7 * WIDTH);
+        canvas.text(left, y, &title, Anchor::Start, Style::TITLE);
         let row = line_height(theme::LETTERS) + 2.0;
         y += line_height(theme::TITLE) / 2.0 + row / 2.0 + 4.0;
         let room = WIDTH - left - 44.0 - theme::SPACE;
@@ -225,6 +226,13 @@ mod tests {
         assert_eq!(svg.matches("<circle").count(), 24 + 1);
         let polygons = svg.matches("<polygon").count();
         assert_eq!(polygons, 22 + 1 + 24 + 1);
+    }
+
+    #[test]
+    fn long_titles_are_shortened() {
+        let lines = Lines { title: "a/long/path/to/a/model ".repeat(20), ..errors() };
+        let height = lines.top(5) + HEIGHT + 4.0 * theme::SPACE + line_height(theme::LETTERS);
+        is_legible(&lines.draw().unwrap(), (WIDTH, height));
     }
 
     #[test]

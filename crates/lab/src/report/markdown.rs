@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::operations::Operation;
+use super::operations::{Operation, PhaseTime};
 use super::tables::{NONE, bytes, count, rate, seconds, table, tokens_per_second};
 use super::targets::Verdict;
 use super::{AtContext, Found, Report, UnderPolicy, pictures};
@@ -183,7 +183,7 @@ impl Report {
         let rows: Vec<Vec<String>> = self
             .policies
             .iter()
-            .flat_map(|policy| policy.contexts.iter().map(|at| row(policy, at)).collect::<Vec<_>>())
+            .flat_map(|policy| policy.contexts.iter().filter(|at| at.is_known()).map(|at| row(policy, at)))
             .collect();
         table(headings, &rows)
     }
@@ -341,7 +341,8 @@ impl Report {
             let _ = writeln!(
                 text,
                 "Operations of all layers together, each kernel timed by itself: a prompt of {} tokens, and one token of {} behind \
-                 it. `mantissa profile` tells more.\n",
+                 it. Kernels that run as one launch take longer one by one, and the clock takes its time too: shares are of \
+                 that sum, and the row below it says how long everything takes as it runs. `mantissa profile` tells more.\n",
                 count(operations.prompt),
                 operations.generate
             );
@@ -352,11 +353,14 @@ impl Report {
             let rows = [("prefill", &operations.prefill), ("decode", &operations.decode)];
             let rows: Vec<Vec<String>> = rows
                 .into_iter()
-                .flat_map(|(phase, operations)| {
-                    operations.iter().take(OPERATIONS).map(move |operation| operation_row(phase, operation))
+                .flat_map(|(name, phase)| {
+                    let operations = phase.operations.iter().take(OPERATIONS);
+                    operations
+                        .map(move |operation| operation_row(name, operation))
+                        .chain(whole_rows(name, phase))
                 })
                 .collect();
-            let headings = ["phase", "operation", "#time", "#share", "limit", "#of it", "#op/B", "kernel"];
+            let headings = ["phase", "operation", "#time", "#share", "limit", "#of it", "kernel"];
             text += &table(&headings, &rows);
             text.push('\n');
         }
@@ -411,8 +415,21 @@ fn operation_row(phase: &str, operation: &Operation) -> Vec<String> {
         percent(operation.share),
         shown(operation.limit.map(str::to_owned)),
         shown(operation.reached.map(percent)),
-        shown(operation.intensity.map(|intensity| format!("{intensity:.1}"))),
         format!("`{}`", operation.kernel),
+    ]
+}
+
+/// All kernels, and everything as it runs.
+fn whole_rows(name: &str, phase: &PhaseTime) -> [Vec<String>; 2] {
+    let row = |what: String, time: f64| {
+        let mut row = vec![name.to_owned(), what, seconds(time), percent(time / phase.traced)];
+        row.extend([NONE; 3].map(str::to_owned));
+        row
+    };
+    let clock = seconds(phase.clock);
+    [
+        row(format!("*all, kernel by kernel*, {clock} of it for the clock"), phase.traced),
+        row("*all, as it runs*".to_owned(), phase.untraced),
     ]
 }
 

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::Study;
 use crate::LabError;
 use crate::ceiling::Limit;
-use crate::profile::{self, By, Phase, PhaseKind, Profile, Profiler, Summary, Workload};
+use crate::plot::Roofline;
+use crate::profile::{self, By, PhaseKind, Profiler, Summary, Workload};
 
 /// Tokens of the prompt that is profiled, as far as the model goes.
 const PROMPT: usize = 512;
@@ -24,10 +25,26 @@ pub struct Operations {
     pub prompt: usize,
     /// Tokens behind it.
     pub generate: usize,
-    /// Of the prompt, the longest first.
-    pub prefill: Vec<Operation>,
-    /// Of the tokens behind it, the longest first.
-    pub decode: Vec<Operation>,
+    /// Of the prompt.
+    pub prefill: PhaseTime,
+    /// Of one of the tokens behind it.
+    pub decode: PhaseTime,
+    /// Both under the ceilings of the machine.
+    #[serde(skip)]
+    pub roofline: Roofline,
+}
+
+/// Where the time of a phase goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PhaseTime {
+    /// Each operation, the longest first.
+    pub operations: Vec<Operation>,
+    /// Seconds of all kernels, each timed by itself.
+    pub traced: f64,
+    /// Of these, what reading the clock takes.
+    pub clock: f64,
+    /// Seconds of everything as it runs, untraced.
+    pub untraced: f64,
 }
 
 /// An operation in all layers together.
@@ -41,11 +58,7 @@ pub struct Operation {
     pub seconds: f64,
     /// Of the time of all.
     pub share: f64,
-    /// Operations for each byte, where its cost is known.
-    pub intensity: Option<f64>,
-    /// Operations in a second, where its cost is known.
-    pub rate: Option<f64>,
-    /// What limits it.
+    /// What limits it, where its cost is known.
     pub limit: Option<&'static str>,
     /// How much of that limit it reached.
     pub reached: Option<f64>,
@@ -64,37 +77,42 @@ impl Study<'_> {
         let progress = Profiling { study: self, policy };
         let profiler = Profiler { workload, repetitions: REPETITIONS };
         let profile = profiler.measure(&mut *session, self.backend, &progress)?;
-        let of = |kind: PhaseKind| profile.phases.iter().find(|phase| phase.kind == kind);
-        let rows = |kind, times| of(kind).map(|phase| rows(&profile, phase, times)).unwrap_or_default();
+        let phase = |kind: PhaseKind, times: usize| {
+            let phase = profile.phases.iter().find(|phase| phase.kind == kind)?;
+            Some(PhaseTime::of(profile.summary(phase, By::Operation)?, times as f64))
+        };
         Ok(Operations {
             prompt,
             generate: GENERATE,
-            prefill: rows(PhaseKind::Prefill, 1),
-            decode: rows(PhaseKind::Decode, GENERATE),
+            prefill: phase(PhaseKind::Prefill, 1).unwrap_or_default(),
+            decode: phase(PhaseKind::Decode, GENERATE).unwrap_or_default(),
+            roofline: profile.roofline(),
         })
     }
 }
 
-fn rows(profile: &Profile, phase: &Phase, times: usize) -> Vec<Operation> {
-    let Some(Summary { rows, .. }) = profile.summary(phase, By::Operation) else { return Vec::new() };
-    let row = |row: profile::Row| {
-        let seconds = row.seconds.mean;
-        let cost = row.cost.filter(|cost| cost.bytes() > 0 && cost.operations > 0);
-        Operation {
+impl PhaseTime {
+    /// Of a phase in which something was done so many times.
+    fn of(summary: Summary, times: f64) -> PhaseTime {
+        let Summary { rows, traced, clock, untraced, .. } = summary;
+        let operation = |row: profile::Row| Operation {
             name: row.name,
             kernel: row.label.kernel,
-            seconds: seconds / times as f64,
+            seconds: row.seconds.mean / times,
             share: row.share,
-            intensity: cost.map(|cost| cost.operations as f64 / cost.bytes() as f64),
-            rate: cost.map(|cost| cost.operations as f64 / seconds),
             limit: row.bound.map(|bound| match bound.limit {
                 Limit::Memory => "memory",
                 Limit::Multiply => "products",
             }),
             reached: row.bound.map(|bound| bound.share),
+        };
+        PhaseTime {
+            operations: rows.into_iter().map(operation).collect(),
+            traced: traced.mean / times,
+            clock: clock / times,
+            untraced: untraced.mean / times,
         }
-    };
-    rows.into_iter().map(row).collect()
+    }
 }
 
 /// Says under which policy something is profiled.

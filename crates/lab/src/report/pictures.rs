@@ -5,12 +5,10 @@ use super::tables::count;
 use super::{AtContext, File, Report, UnderPolicy};
 use crate::LabError;
 use crate::parity::{Comparison, error_by_layer};
-use crate::plot::{self, Axis, Bars, Picture, Point, Roofline, Row};
+use crate::plot::{Axis, Bars, Picture, Roofline, Row};
 
 /// Operations that are compared at most.
 const OPERATIONS: usize = 5;
-/// Operations of a phase in the roofline at most.
-const POINTS: usize = 12;
 
 /// Files of the plots.
 pub(super) const DECODE: &str = "decode.png";
@@ -61,7 +59,11 @@ impl Report {
     /// The operations of one token that take longest under any policy.
     fn by_operation(&self) -> Option<Bars> {
         let decode = |policy: &UnderPolicy| -> Vec<Operation> {
-            policy.operations.value().map(|operations| operations.decode.clone()).unwrap_or_default()
+            policy
+                .operations
+                .value()
+                .map(|operations| operations.decode.operations.clone())
+                .unwrap_or_default()
         };
         let of: Vec<Vec<Operation>> = self.policies.iter().map(decode).collect();
         let mut names: Vec<(String, f64)> = Vec::new();
@@ -82,7 +84,7 @@ impl Report {
             Row { values: of.iter().map(seconds).collect(), name }
         };
         let rows = names.into_iter().map(row).collect();
-        self.bars("Time of each operation in one token", Axis::prefixed("time", "s"), rows)
+        self.bars("Time of each operation in one token, kernel by kernel", Axis::prefixed("time", "s"), rows)
     }
 
     fn bars(&self, title: &str, axis: Axis, rows: Vec<Row>) -> Option<Bars> {
@@ -91,30 +93,11 @@ impl Report {
     }
 
     /// Of the policy that is the default, or else of the first whose operations are known.
-    fn roofline(&self) -> Option<Roofline> {
+    fn roofline(&self) -> Option<&Roofline> {
         let default = mantissa::numerics::PrecisionPolicy::default().to_string();
         let known = || self.policies.iter().filter(|policy| policy.operations.value().is_some());
         let policy = known().find(|policy| policy.name == default).or(known().next())?;
-        let operations = policy.operations.value()?;
-        let series = |name: String, operations: &[Operation]| -> Vec<Point> {
-            let known = operations.iter().filter_map(|operation| {
-                let (intensity, rate) = (operation.intensity?, operation.rate?);
-                Some(Point { name: operation.name.clone(), series: name.clone(), intensity, rate })
-            });
-            known.take(POINTS).collect()
-        };
-        let prefill = format!("prefill of {}", count(operations.prompt));
-        let points =
-            [series(prefill, &operations.prefill), series("decode".to_owned(), &operations.decode)].concat();
-        let ceilings = |unit: &str| -> Vec<plot::Ceiling> {
-            let of_unit = self.ceilings.iter().filter(|ceiling| ceiling.unit == unit);
-            of_unit
-                .map(|ceiling| plot::Ceiling { name: ceiling.name.clone(), rate: ceiling.rate.median })
-                .collect()
-        };
-        let memory = ceilings("B/s").first()?.rate;
-        let title = format!("Operations under {} and the ceilings of the machine", policy.name);
-        Some(Roofline { title, memory, multiply: ceilings("op/s"), points })
+        Some(&policy.operations.value()?.roofline)
     }
 }
 

@@ -252,6 +252,11 @@ impl ContextTest {
 }
 
 impl AtContext {
+    /// Whether there is anything to say of it.
+    pub(super) fn is_known(&self) -> bool {
+        self.memory.value().is_some() || self.bytes.value().is_some() || self.speed.value().is_some()
+    }
+
     fn missing(context: usize, reason: &str) -> AtContext {
         AtContext {
             context,
