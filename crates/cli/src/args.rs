@@ -118,7 +118,7 @@ pub struct Gpu {
     #[arg(long, global = true, value_name = "KIND", env = "MANTISSA_MATMUL_VARIANT", hide_env_values = true)]
     pub matmul_variant: Option<String>,
 
-    /// Most rows for which auto takes the kernels made for few, 32 if not given
+    /// Most rows for which auto takes the kernels made for few; by formats and shape if not given
     #[arg(long, global = true, value_name = "ROWS", env = "MANTISSA_SMALLN_MAX_N", hide_env_values = true)]
     pub smalln_max_n: Option<String>,
 
@@ -249,7 +249,6 @@ mod tests {
             softmax::GroupPreference::ALL.iter().map(|choice| choice.name()).collect(),
         );
         explained("decode-variant", token::DecodeVariant::ALL.iter().map(|choice| choice.name()).collect());
-        explained("smalln-max-n", vec![&products::Preferences::default().small_n_max.to_string()]);
         explained(
             "experimental",
             mantissa::cpu::Experimental::ALL.iter().map(|kernel| kernel.name()).collect(),

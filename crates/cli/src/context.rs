@@ -164,7 +164,7 @@ fn cuda_options(gpu: &Gpu) -> Result<CudaOptions> {
         products: products::Preferences {
             backend: preference(&gpu.matmul_backend, "--matmul-backend or MANTISSA_MATMUL_BACKEND")?,
             variant: preference(&gpu.matmul_variant, "--matmul-variant or MANTISSA_MATMUL_VARIANT")?,
-            small_n_max: most.unwrap_or(products::Preferences::default().small_n_max),
+            small_n_max: most,
         },
         softmax: softmax::Preferences {
             variant: preference(&gpu.softmax_variant, "--softmax-variant or MANTISSA_SOFTMAX_VARIANT")?,

@@ -45,6 +45,11 @@ pub enum Bias {
     Added,
 }
 
+/// Most rows that stay with our kernels where the library is preferred.
+pub fn most_of_ours(preferences: Preferences) -> usize {
+    preferences.small_n_max.unwrap_or(super::products::FEW)
+}
+
 /// How the library's result becomes a product's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Finish {
@@ -81,10 +86,10 @@ pub const fn serves(weights: Format, activations: Format, preferences: Preferenc
 }
 
 /// Whether the library serves a product of this many rows.
-pub const fn serves_rows(product: Product, rows: usize, preferences: Preferences) -> bool {
+pub fn serves_rows(product: Product, rows: usize, preferences: Preferences) -> bool {
     serves(product.weights, product.activations, preferences)
         && match preferences.variant {
-            VariantPreference::Auto => rows > preferences.small_n_max,
+            VariantPreference::Auto => rows > most_of_ours(preferences),
             VariantPreference::SmallN => false,
             VariantPreference::Gemm => true,
         }

@@ -113,13 +113,13 @@ pub struct Preferences {
     pub backend: MatmulBackend,
     /// The kind of variant.
     pub variant: VariantPreference,
-    /// Most rows for which [`VariantPreference::Auto`] takes the variant for few rows.
-    pub small_n_max: usize,
+    /// Most rows for which [`VariantPreference::Auto`] takes the variant for few rows; by the shape where none are given.
+    pub small_n_max: Option<usize>,
 }
 
 impl Default for Preferences {
     fn default() -> Preferences {
-        Preferences { backend: MatmulBackend::Auto, variant: VariantPreference::Auto, small_n_max: 32 }
+        Preferences { backend: MatmulBackend::Auto, variant: VariantPreference::Auto, small_n_max: None }
     }
 }
 
@@ -218,7 +218,10 @@ pub fn compute(weights: Format, activations: Format) -> (Compute, Order) {
 /// The variant for a product of this shape on this device.
 pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences: Preferences) -> Variant {
     let small = match preferences.variant {
-        VariantPreference::Auto => shape.rows <= preferences.small_n_max,
+        VariantPreference::Auto => match preferences.small_n_max {
+            Some(most) => shape.rows <= most,
+            None => is_for_few(product, shape, device),
+        },
         VariantPreference::SmallN => true,
         VariantPreference::Gemm => false,
     };
@@ -231,6 +234,28 @@ pub fn choose(product: Product, shape: Shape, device: Capabilities, preferences:
         Unit::Matrix if wgmma::serves(device) => Variant::Wgmma(wgmma::choose(product, shape, device)),
         Unit::Matrix | Unit::Fma => gemm(product, shape, device),
     })
+}
+
+/// Most rows for the variants for few where tiles have not been compared with them.
+pub(super) const FEW: usize = 32;
+/// The same on the FMA units, whose tiles go through the columns one after the other.
+const FEW_BY_FMA: usize = 64;
+
+/// Whether the variant for few rows is the faster one, as measured on an H200; docs/performance.md has the times.
+fn is_for_few(product: Product, shape: Shape, device: Capabilities) -> bool {
+    let rows = shape.rows;
+    let pass = Bucket::Sixteen.rows() as usize;
+    match product.unit() {
+        Unit::Fma => rows <= FEW_BY_FMA,
+        Unit::Matrix if !wgmma::serves(device) => rows <= FEW,
+        Unit::Matrix if rows <= pass => true,
+        // Nanoseconds: 4,000 and 300 a pass and megabyte of weights, against 2,400, 2.9 a column and 220 a megabyte.
+        Unit::Matrix => {
+            let kilobytes = product.parts() as usize * shape.features * shape.columns * 2 / 1000;
+            let few = 1_600_000 + (300 * rows.div_ceil(pass) - 220) * kilobytes;
+            few <= 2_900 * shape.columns
+        }
+    }
 }
 
 /// Every variant that products of up to `shape.rows` rows use: what is to be compiled before the first run.

@@ -118,7 +118,7 @@ impl WeightProduct {
             (Server::Library(_), _) => {
                 format!(
                     "asked for by the preferred backend: {rows} rows, more than {}",
-                    preferences.small_n_max
+                    library::most_of_ours(preferences)
                 )
             }
             (Server::Own(..) | Server::Wgmma(..), VariantPreference::SmallN | VariantPreference::Gemm) => {
@@ -131,11 +131,7 @@ impl WeightProduct {
     fn why_variant(self, rows: usize, chooser: &Chooser) -> String {
         match self.variant(rows, chooser) {
             Variant::SmallMatrix(SmallMatrix { bucket, .. }) | Variant::SmallFma { bucket, .. } => {
-                let most = chooser.preferences.small_n_max;
-                format!(
-                    "{rows} rows, at most {most}: weights stream once for up to {} of them",
-                    bucket.rows()
-                )
+                format!("{rows} rows: weights stream once for up to {} of them", bucket.rows())
             }
             Variant::Gemm { tile, .. } => format!("{rows} rows: tiles of {tile} by {tile} reuse each weight"),
             Variant::Wgmma(tile) => tiles_reuse(rows, tile),

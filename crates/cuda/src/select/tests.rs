@@ -50,7 +50,7 @@ fn all_preferences() -> Vec<Preferences> {
     let mut all = Vec::new();
     for &backend in MatmulBackend::ALL {
         for &variant in VariantPreference::ALL {
-            for small_n_max in [0, 8, 32] {
+            for small_n_max in [None, Some(0), Some(8), Some(32)] {
                 all.push(Preferences { backend, variant, small_n_max });
             }
         }
@@ -216,8 +216,8 @@ fn a_plan_shows_whose_products_were_chosen_and_why() {
     assert_eq!(show(always, "attention_output", decode).0, "cublaslt");
     assert_eq!(show(always, "logits", decode).0, "library_gather.library_gather[] + cublaslt");
     // Of a prompt only the last row's logits are wanted.
-    assert!(show(library, "logits", prefill).1.starts_with("1 rows, at most 32"));
-    assert!(show(Preferences::default(), "logits", decode).1.starts_with("1 rows, at most 32"));
+    assert!(show(library, "logits", prefill).1.starts_with("1 rows: weights stream once"));
+    assert!(show(Preferences::default(), "logits", decode).1.starts_with("1 rows: weights stream once"));
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl Chooser {
         match (self.decode, self.preferences.variant, self.preferences.small_n_max) {
             (DecodeVariant::Graph, ..) => preferred("decode variant graph"),
             (_, VariantPreference::Gemm, _) => preferred("matmul variant gemm"),
-            (_, VariantPreference::Auto, 0) => preferred("no rows for the matrix kernels for few"),
+            (_, VariantPreference::Auto, Some(0)) => preferred("no rows for the matrix kernels for few"),
             _ if !token::serves_device(self.device) => Err(Refusal::Device),
             _ => Ok(()),
         }

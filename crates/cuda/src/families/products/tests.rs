@@ -115,6 +115,26 @@ fn rows_of_weights_are_shared_out_among_multiprocessors() {
 }
 
 #[test]
+fn few_rows_are_those_for_which_passes_over_the_weights_are_faster_than_tiles() {
+    let few =
+        |product, shape| matches!(auto(product, shape), Variant::SmallMatrix(_) | Variant::SmallFma { .. });
+    let bf16 = |epilogue| product(Format::Bf16, epilogue);
+    for (product, [features, columns], most) in [
+        (bf16(Epilogue::Plain), [1152, 896], 32),
+        (bf16(Epilogue::Store), [896, 4864], 80),
+        (bf16(Epilogue::SwiGlu), [4864, 896], 16),
+        (bf16(Epilogue::Plain), [3072, 2048], 16),
+        (bf16(Epilogue::Store), [2048, 2048], 32),
+        (bf16(Epilogue::Store), [2048, 8192], 32),
+        (bf16(Epilogue::Plain), [128_256, 2048], 16),
+        (product(Format::F32, Epilogue::Store), [896, 4864], 64),
+    ] {
+        let found: Vec<usize> = (1..=200).filter(|&rows| few(product, [rows, features, columns])).collect();
+        assert_eq!(found, (1..=most).collect::<Vec<_>>(), "{features} by {columns}");
+    }
+}
+
+#[test]
 fn many_rows_are_tiled() {
     let store = product(Format::F16, Epilogue::Store);
     let on = |device, shape| choose(store, shaped(shape), device, Preferences::default());
@@ -130,7 +150,7 @@ fn preferences_decide() {
     let store = product(Format::Bf16, Epilogue::Store);
     let gemm = Preferences { variant: VariantPreference::Gemm, ..Preferences::default() };
     let small = Preferences { variant: VariantPreference::SmallN, ..Preferences::default() };
-    let limit = Preferences { small_n_max: 4, ..Preferences::default() };
+    let limit = Preferences { small_n_max: Some(4), ..Preferences::default() };
     let kind = |rows, preferences| {
         matches!(choose(store, shaped([rows, 896, 896]), H200, preferences), Variant::SmallMatrix(_))
     };
