@@ -68,8 +68,8 @@ __device__ __forceinline__ CacheLayer cache_of(const TokenArgs& args, const Phas
 __device__ __forceinline__ void softmax_arrive() { asm volatile("bar.arrive 2, %0;" ::"n"(CONSUMERS) : "memory"); }
 __device__ __forceinline__ void softmax_wait() { asm volatile("bar.sync 2, %0;" ::"n"(CONSUMERS) : "memory"); }
 
-// The warp that has this token's key and value does not wait for the queries before it has both, and the others do not wait for
-// it: they wait until it has come here, which is soon, and it waits until they have all gone on.
+// The warp that has the newest position waits for its key and value first, and does not keep the others: it arrives where they
+// meet behind the queries, and later waits for a second meeting, at which they arrive.
 __device__ __forceinline__ void queries_sync() {
     asm volatile("bar.sync 4, %0;\nbar.arrive 5, %0;" ::"n"(CONSUMERS) : "memory");
 }
