@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use half::bf16;
@@ -74,41 +75,53 @@ impl ReadProbe {
         Ok(ReadProbe { buffer })
     }
 
-    /// Reads everything once; bytes per second.
+    /// Reads everything once; bytes per second of all threads, each at the pace of the middle one of all stretches: when
+    /// the system gives a processor to somebody else for a while, only the stretch at hand takes longer.
     fn pass(&self, pool: &Pool, tier: Tier) -> f64 {
         let values: &[f32] = bytemuck::cast_slice(&self.buffer);
         let stretches: Vec<&[f32]> = values.chunks_exact(STRETCH / size_of::<f32>()).collect();
+        let nanoseconds: Vec<AtomicU64> = stretches.iter().map(|_| AtomicU64::new(0)).collect();
         let total = Mutex::new(0.0);
-        let start = Instant::now();
         pool.run(stretches.len(), |task| {
+            let start = Instant::now();
             let sum = dispatch(tier, Read { values: stretches[task.index] });
+            let taken = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            nanoseconds[task.index].store(taken, Ordering::Relaxed);
             // Together with the use of the total this keeps the reads.
             if sum == 0.0 {
                 *total.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = sum;
             }
         });
-        let seconds = start.elapsed().as_secs_f64();
         black_box(total);
-        self.buffer.len() as f64 / seconds
+        let times = nanoseconds.into_iter().map(|time| time.into_inner() as f64 * 1e-9).collect();
+        (pool.threads().min(stretches.len()) * STRETCH) as f64 / middle(times)
     }
 }
 
-/// Operations per second of register-only loops on all threads.
+/// The middle one of some times.
+fn middle(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Operations per second of register-only loops on all threads, each at the pace of the middle one of its loops.
 fn multiply_rate(pool: &Pool, tier: Tier, kind: Multiply) -> f64 {
     let rates = Mutex::new(Vec::new());
     pool.run(pool.threads(), |_| {
         let start = Instant::now();
-        let mut steps = 0_usize;
-        while start.elapsed() < RATE_TIME {
+        let (mut times, mut elapsed) = (Vec::new(), Duration::ZERO);
+        while elapsed < RATE_TIME {
             black_box(dispatch(tier, Rate { kind, seed: black_box(1e-3), steps: RATE_STEPS }));
-            steps += RATE_STEPS;
+            let now = start.elapsed();
+            times.push((now - elapsed).as_secs_f64());
+            elapsed = now;
         }
         let per_lane = match kind {
             Multiply::F32Fma => 2,
             Multiply::Bf16Pairs => 4,
         };
-        let operations = (steps * chains(tier.isa()) * LANES * per_lane) as f64;
-        let rate = operations / start.elapsed().as_secs_f64();
+        let operations = (RATE_STEPS * chains(tier.isa()) * LANES * per_lane) as f64;
+        let rate = operations / middle(times);
         rates.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(rate);
     });
     rates.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().sum()

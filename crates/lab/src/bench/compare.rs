@@ -3,12 +3,13 @@
 //! A test is slower where its repetitions are, both by the clock and as a share of the ceilings that were measured around
 //! each of them: a machine that was itself slower at the time moves the one and not the other. Of the two shifts the smaller
 //! is held against the noise, and that is the largest of three: how far repetitions of the test lie apart, how far those of
-//! a usual test of the file do, and how far the shifts of all tests of a group lie apart, where most of them have not
-//! changed. Student's distribution then says how probable such a shift is by chance, raised for the number of tests (Holm),
+//! a usual test do, and how far the shifts of the other tests of its group lie apart. The last is what differs from one run
+//! of a program to the next and not within one, such as the pages that the system has for it. Student's distribution then says how probable such a shift is by chance, raised for the number of tests (Holm),
 //! and the test of Mann and Whitney, which knows nothing of distributions, has to agree.
 //!
 //! The geometric mean of a group's tests in each round is one more test: what slows all of them a little shows there first.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -139,10 +140,8 @@ pub fn compare(before: &[Record], after: &[Record], level: f64) -> Result<Compar
     if pairs.is_empty() {
         return Err(LabError::NothingInCommon);
     }
-    let means = pairs.iter().filter(|(_, tests)| tests.len() > 1);
-    let means = means.map(|(group, tests)| (group.clone(), vec![Pair::mean(tests)])).collect::<Vec<_>>();
-    let mut differences = judge(&means, level);
-    differences.extend(judge(&pairs, level));
+    let mut differences = judge(&means(&pairs), level);
+    differences.extend(judge(&tests(&pairs), level));
     Ok(Comparison { differences, unmatched })
 }
 
@@ -185,6 +184,7 @@ fn series(records: &[Record]) -> BTreeMap<Group, BTreeMap<String, Series>> {
 }
 
 /// A test in both files.
+#[derive(Clone)]
 struct Pair {
     test: Option<String>,
     before: Series,
@@ -268,30 +268,75 @@ impl Contrast<'_> {
     }
 }
 
-/// Noise that the tests of a group share, in one of the two ways to look at them.
+/// What shifts differ by that should be the same: a deviation, and how many differences it is known from.
 #[derive(Clone, Copy)]
-struct Noise {
-    /// The deviation of a repetition of a usual test.
-    usual: f64,
-    /// The deviation of shifts around their median.
-    between: f64,
+struct Between {
+    deviation: f64,
+    freedom: f64,
 }
 
-impl Noise {
-    fn of(tests: &[Pair], view: View) -> Noise {
-        let shifts: Vec<f64> = tests.iter().map(|test| view(test).shift()).collect();
-        let middle = median_of(shifts.clone());
-        let distances: Vec<f64> = shifts.iter().map(|shift| (shift - middle).abs()).collect();
-        Noise {
-            usual: median_of(tests.iter().map(|test| view(test).deviation()).collect()),
-            between: if tests.len() < FEW { 0.0 } else { MAD_TO_DEVIATION * median_of(distances) },
+impl Between {
+    /// Of the distances of shifts from the median of their group; nothing where they are too few to tell.
+    fn of(residuals: &[f64]) -> Between {
+        if residuals.len() < FEW {
+            return Between { deviation: 0.0, freedom: f64::INFINITY };
         }
+        let freedom = (residuals.len() - 1) as f64;
+        let squares: f64 = residuals.iter().map(|residual| residual.powi(2)).sum();
+        Between { deviation: (squares / freedom).sqrt(), freedom }
     }
+}
 
-    /// The deviation of a test's shift.
-    fn around(self, contrast: &Contrast<'_>) -> f64 {
-        (contrast.deviation().max(self.usual) * contrast.scale()).max(self.between)
+/// Something to judge, with the noise that it shares with others, in both views.
+struct Subject<'a> {
+    group: &'a Group,
+    pair: Cow<'a, Pair>,
+    /// The deviation of a repetition of a usual test.
+    usual: [f64; 2],
+    between: [Between; 2],
+}
+
+/// The distances of the shifts of tests from their median.
+fn residuals(tests: &[Pair], view: View) -> Vec<f64> {
+    let shifts: Vec<f64> = tests.iter().map(|test| view(test).shift()).collect();
+    let middle = median_of(shifts.clone());
+    shifts.into_iter().map(|shift| shift - middle).collect()
+}
+
+/// Every test. What the shifts of the others of its group differ by is noise to it; where a group has few tests, those of
+/// all groups stand in.
+fn tests(pairs: &[(Group, Vec<Pair>)]) -> Vec<Subject<'_>> {
+    let all =
+        VIEWS.map(|view| pairs.iter().flat_map(|(_, tests)| residuals(tests, view)).collect::<Vec<_>>());
+    let mut subjects = Vec::new();
+    let mut first = 0;
+    for (group, tests) in pairs {
+        let usual = VIEWS.map(|view| median_of(tests.iter().map(|test| view(test).deviation()).collect()));
+        let known = if tests.len() > FEW { first..first + tests.len() } else { 0..all[0].len() };
+        for (index, pair) in tests.iter().enumerate() {
+            let own = first + index;
+            let between = all
+                .each_ref()
+                .map(|all| Between::of(&[&all[known.start..own], &all[own + 1..known.end]].concat()));
+            subjects.push(Subject { group, pair: Cow::Borrowed(pair), usual, between });
+        }
+        first += tests.len();
     }
+    subjects
+}
+
+/// The means of groups of more than one test. What the shifts of the tests differ by, the mean inherits.
+fn means(pairs: &[(Group, Vec<Pair>)]) -> Vec<Subject<'_>> {
+    let several = pairs.iter().filter(|(_, tests)| tests.len() > 1);
+    several
+        .map(|(group, tests)| {
+            let between = VIEWS.map(|view| {
+                let Between { deviation, freedom } = Between::of(&residuals(tests, view));
+                Between { deviation: deviation / (tests.len() as f64).sqrt(), freedom }
+            });
+            Subject { group, pair: Cow::Owned(Pair::mean(tests)), usual: [0.0; 2], between }
+        })
+        .collect()
 }
 
 fn median_of(values: Vec<f64>) -> f64 {
@@ -302,42 +347,53 @@ fn median_of(values: Vec<f64>) -> f64 {
 type View = fn(&Pair) -> Contrast<'_>;
 const VIEWS: [View; 2] = [Pair::by_clock, Pair::by_ceilings];
 
-fn judge(pairs: &[(Group, Vec<Pair>)], level: f64) -> Vec<Difference> {
-    let tests = pairs.iter().map(|(_, tests)| tests.len()).sum::<usize>().max(1);
-    let mut found = Vec::new();
-    for (group, members) in pairs {
-        let noises = VIEWS.map(|view| Noise::of(members, view));
-        found.extend(members.iter().filter_map(|pair| found_in(group, pair, noises, level / tests as f64)));
-    }
+fn judge(subjects: &[Subject<'_>], level: f64) -> Vec<Difference> {
+    let level_of_one = level / subjects.len().max(1) as f64;
+    let found: Vec<Found> = subjects.iter().filter_map(|subject| subject.hold(level_of_one)).collect();
     let raised = holm(&found.iter().map(|found| found.raw).collect::<Vec<_>>());
     found.into_iter().zip(raised).map(|(found, raised)| found.judged(raised, level)).collect()
 }
 
-/// Holds the shifts of a test against the noise of its group; `level` is what is left of the level for one test.
-fn found_in(group: &Group, pair: &Pair, noises: [Noise; 2], level: f64) -> Option<Found> {
-    let contrasts = VIEWS.map(|view| view(pair));
-    let shifts = contrasts.each_ref().map(Contrast::shift);
-    let deviations = [0, 1].map(|view| noises[view].around(&contrasts[view]));
-    let freedom = contrasts[0].freedom();
-    let chance = |view: usize| (2.0 * student_above(shifts[view].abs() / deviations[view], freedom)).min(1.0);
-    let agree = shifts[0] * shifts[1] > 0.0;
-    let seconds = |logarithms: &[f64]| Spread::of(logarithms.iter().map(|x| x.exp()).collect());
-    let orders = contrasts.each_ref().map(Contrast::by_order);
-    Some(Found {
-        raw: if agree { chance(0).max(chance(1)) } else { 1.0 },
-        order: orders[0].max(orders[1]),
-        difference: Difference {
-            group: group.clone(),
-            test: pair.test.clone(),
-            before: seconds(&pair.before.time)?,
-            after: seconds(&pair.after.time)?,
-            ratio: shifts[0].exp(),
-            relative_ratio: shifts[1].exp(),
-            detectable: (student_quantile(level / 2.0, freedom) * deviations[0].max(deviations[1])).exp(),
-            probability: 1.0,
-            verdict: Verdict::Noise,
-        },
-    })
+impl Subject<'_> {
+    /// The deviation of the shift in one view, and how many degrees of freedom it has: that of the larger noise.
+    fn noise(&self, view: usize) -> Between {
+        let contrast = VIEWS[view](&self.pair);
+        let deviation = contrast.deviation().max(self.usual[view]) * contrast.scale();
+        let within = Between { deviation, freedom: contrast.freedom() };
+        let between = self.between[view];
+        if between.deviation > within.deviation { between } else { within }
+    }
+
+    /// Holds the shifts against the noise; `level` is what is left of the level for one subject.
+    fn hold(&self, level: f64) -> Option<Found> {
+        let pair = &*self.pair;
+        let contrasts = VIEWS.map(|view| view(pair));
+        let shifts = contrasts.each_ref().map(Contrast::shift);
+        let noises = [self.noise(0), self.noise(1)];
+        let chance = |view: usize| {
+            let Between { deviation, freedom } = noises[view];
+            (2.0 * student_above(shifts[view].abs() / deviation, freedom)).min(1.0)
+        };
+        let needed = noises.map(|noise| student_quantile(level / 2.0, noise.freedom) * noise.deviation);
+        let agree = shifts[0] * shifts[1] > 0.0;
+        let seconds = |logarithms: &[f64]| Spread::of(logarithms.iter().map(|x| x.exp()).collect());
+        let orders = contrasts.each_ref().map(Contrast::by_order);
+        Some(Found {
+            raw: if agree { chance(0).max(chance(1)) } else { 1.0 },
+            order: orders[0].max(orders[1]),
+            difference: Difference {
+                group: self.group.clone(),
+                test: pair.test.clone(),
+                before: seconds(&pair.before.time)?,
+                after: seconds(&pair.after.time)?,
+                ratio: shifts[0].exp(),
+                relative_ratio: shifts[1].exp(),
+                detectable: needed[0].max(needed[1]).exp(),
+                probability: 1.0,
+                verdict: Verdict::Noise,
+            },
+        })
+    }
 }
 
 /// A difference before the number of all of them is taken into account.

@@ -28,8 +28,9 @@ use crate::stats::Spread;
 
 /// Bytes that are read for a ceiling between two groups of tests.
 const READ_BYTES: usize = 256 << 20;
-/// Timings at least that a repetition is taken from, where they take no longer than this together.
+/// Timings, and seconds of them, that a repetition is at least taken from, where they take no longer than this together.
 const TIMINGS: usize = 8;
+const LEAST_SECONDS: f64 = 0.025;
 const TIMINGS_SECONDS: f64 = 0.2;
 /// A variant that takes so many times as long as the fastest one is measured once.
 const FAR_BEHIND: f64 = 4.0;
@@ -174,7 +175,7 @@ struct Sweeper<'a> {
     setup: &'a Setup<'a>,
     rows: BTreeMap<Key, Row>,
     left_out: BTreeMap<(usize, usize, usize), LeftOut>,
-    /// Operations per second that each variant reached in its latest run, by policy and variant.
+    /// Operations per second that each variant reached in its latest run of some length, by policy and variant.
     rates: BTreeMap<(usize, usize), f64>,
 }
 
@@ -334,8 +335,11 @@ impl Sweeper<'_> {
             self.setup.progress.go_on()?;
             write(&mut *session, &timed.run)?;
             let Timings { kernel, seconds, whole } = timings(&mut *session, timed)?;
-            let rate = plan.cost(&timed.shape).operations as f64 / whole;
-            self.rates.insert((policy_index, variant_index), rate);
+            // What is over in a moment says little about how long more of it would take.
+            if whole > self.setup.limit_seconds / 10.0 {
+                let rate = plan.cost(&timed.shape).operations as f64 / whole;
+                self.rates.insert((policy_index, variant_index), rate);
+            }
             let key = (policy_index, group_index, test_index, variant_index);
             let (step, shape) = (timed.steps[0], timed.shape.clone());
             self.rows.entry(key).or_insert_with(|| Row {
@@ -382,7 +386,7 @@ fn timings(session: &mut dyn Session, timed: &Timed) -> Result<Timings, LabError
         return Ok(Timings { kernel, seconds, whole: first.seconds });
     }
     let (mut all, mut spent, mut whole) = (Vec::new(), 0.0, f64::INFINITY);
-    while all.len() < TIMINGS && spent < TIMINGS_SECONDS {
+    while spent < LEAST_SECONDS || (all.len() < TIMINGS && spent < TIMINGS_SECONDS) {
         let trace = traced(session, timed, timed.grain)?;
         spent += trace.seconds;
         whole = trace.seconds.min(whole);

@@ -60,7 +60,7 @@ impl Products {
     /// A few of them.
     pub fn quick() -> Products {
         Products {
-            outputs: vec![128, 2048],
+            outputs: vec![128, 512, 2048],
             rows: vec![1, 4, 16],
             inputs: vec![1024],
             alphas: vec![1.0],
