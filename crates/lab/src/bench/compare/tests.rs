@@ -32,10 +32,9 @@ impl Noisy {
         let places: Vec<f64> = (0..tests).map(|_| (self.places * self.normal()).exp()).collect();
         for repetition in 0..rounds {
             let round = self.load * (0.02 * self.normal()).exp();
-            for test in 0..tests {
+            for (test, place) in places.iter().enumerate() {
                 let burst = if self.random.random_bool(0.05) { 1.5 } else { 1.0 };
                 let work = 1e-4 * (test + 1) as f64;
-                let place = places[test];
                 let slowed = if slow(test) { factor } else { 1.0 };
                 let seconds = work * place * slowed * round * burst * (0.01 * self.normal()).exp();
                 // The ceilings see the same round, a little wrong.
