@@ -107,11 +107,25 @@ fn target() -> ProgressDrawTarget {
     if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
 }
 
+/// Refuses places where [`write_atomically`] could not write, so that nothing is measured in vain.
+pub fn check_writable<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    for path in paths {
+        let temporary = beside(path)?;
+        File::create(&temporary).with_context(|| format!("cannot write {}", path.display()))?;
+        drop(Partial(Some(temporary)));
+    }
+    Ok(())
+}
+
+/// Where a file is written before it takes its place.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+    Ok(path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id())))
+}
+
 /// Writes a file so that it is there whole or not at all: beside its place first, then renamed.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
-    let temporary =
-        path.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
+    let temporary = beside(path)?;
     let removed_on_error = Partial(Some(temporary.clone()));
     let file = File::create(&temporary).with_context(|| format!("cannot write {}", path.display()))?;
     let mut writer = io::BufWriter::new(file);

@@ -135,3 +135,17 @@ fn prompts_beyond_the_context_are_refused() {
     let profile = mantissa().args(["profile", "--prompt", "510", "--generate", "3"]).assert();
     profile.failure().stderr(contains("a prompt of 510 tokens and 3 behind it").and(contains("512")));
 }
+
+#[test]
+fn places_that_cannot_be_written_are_refused_before_anything_is_measured() {
+    for command in [&["profile"][..], &["bench"], &["parity"], &["bench", "matmul"]] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("missing").join("rows.csv");
+        // The model that is not there would be the next mistake, but for the sweep, which takes none.
+        let model = (command.len() == 1).then_some("no-such-model");
+        let command = mantissa().args(command).args(model).arg("--csv").arg(&file).assert();
+        command.failure().stdout("").stderr(contains("cannot write").and(contains("no-such-model").not()));
+        let left = std::fs::read_dir(folder.path()).expect("a folder").count();
+        assert_eq!(left, 0);
+    }
+}

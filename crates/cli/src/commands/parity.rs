@@ -116,6 +116,7 @@ fn family(text: &str) -> Result<Family, String> {
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     args.check(context)?;
+    output::check_writable(&args.csv)?;
     let model = args.model.open()?;
     let options = Options { overflow: args.model.overflow(), ..context.options_under(None) };
     let backend = options.backend()?;

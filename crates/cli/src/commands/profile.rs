@@ -101,6 +101,7 @@ impl Grouping {
 
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    output::check_writable(args.csv.iter().chain(&args.trace))?;
     let model = args.model.open()?;
     let workload = args.workload(model.config().max_position_embeddings)?;
     let options = Options {

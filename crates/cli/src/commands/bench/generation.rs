@@ -78,6 +78,7 @@ pub struct Args {
 
 /// Carries the command out.
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    output::check_writable(&args.csv)?;
     let model = args.model.open()?;
     let (prompts, decodes) = args.tests(model.config().max_position_embeddings)?;
     let policies: Vec<PrecisionPolicy> = if context.policies.is_empty() {

@@ -164,6 +164,7 @@ struct Request<'a> {
 
 fn measure(family: &dyn Family, request: Request<'_>, context: &Context) -> Result<()> {
     let Request { benchmark, common, variants, missing } = request;
+    output::check_writable(&common.csv)?;
     let policies = match context.policies.as_slice() {
         [] => vec![PrecisionPolicy::default()],
         policies => policies.to_vec(),
