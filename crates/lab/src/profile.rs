@@ -24,7 +24,7 @@ use passes::Runner;
 pub use chrome::{ChromeTrace, Event};
 pub use operations::{By, Row, Seconds, Summary};
 pub use passes::{TracedPass, TracedRun};
-pub use records::Record;
+pub use records::{Record, cost_json};
 
 /// What is profiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -13,6 +13,7 @@ use mantissa::ops::backend::KernelChoice;
 use mantissa::ops::cost::{Cost, RunShape, SequenceShape};
 use mantissa::ops::{Plan, ShapeClass, Step};
 use mantissa_lab::label;
+use mantissa_lab::profile::cost_json;
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -260,16 +261,5 @@ fn step_json(step: &Step, row: &Row) -> Value {
         "why": row.why,
         "shape": row.shape,
         "cost": cost_json(&row.cost),
-    })
-}
-
-fn cost_json(cost: &Cost) -> Value {
-    json!({
-        "bytes": cost.bytes(),
-        "weights": cost.weights,
-        "activations": cost.activations,
-        "cache_read": cost.cache_read,
-        "cache_written": cost.cache_written,
-        "operations": cost.operations,
     })
 }

@@ -249,7 +249,8 @@ fn row_json(row: &Row) -> Value {
     })
 }
 
-fn cost_json(cost: &Cost) -> Value {
+/// What a step moves and computes, as JSON.
+pub fn cost_json(cost: &Cost) -> Value {
     json!({
         "bytes": cost.bytes(),
         "weights": cost.weights,
