@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use half::{bf16, f16};
 use mantissa_cpu::aligned::AlignedBuffer;
+use mantissa_cpu::aligned::Arena;
 use mantissa_cpu::elements::{Elements, ElementsMut};
 use mantissa_cpu::matmul::{Epilogue, Matmul, MatmulScratch, matmul};
 use mantissa_cpu::pack::{Layout, PackRequest, PackSource, PackedMatrix};
@@ -100,7 +101,7 @@ impl Bench {
             let mut layers = Vec::new();
             for _ in 0..count {
                 let start = Instant::now();
-                layers.push(PackedMatrix::pack(&request, self.backend.pool())?.matrix);
+                layers.push(PackedMatrix::pack(&request, &mut Arena::default(), self.backend.pool())?.matrix);
                 seconds += start.elapsed().as_secs_f64();
                 bytes_packed += bytes.len();
             }

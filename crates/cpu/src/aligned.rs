@@ -5,6 +5,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Alignment of every buffer, in bytes: a cache line, and a 512-bit register.
 pub const ALIGNMENT: usize = 64;
@@ -36,6 +37,8 @@ enum Origin {
     /// The system: the mapping that contains the buffer.
     #[cfg(unix)]
     Mapping { base: NonNull<libc::c_void>, bytes: usize },
+    /// An [`Arena`], which gave this part to nobody else: it lives as long as the buffer of which it is.
+    Part { _whole: Arc<AlignedBuffer> },
 }
 
 // SAFETY: the buffer owns its memory alone; shared references give no way to write.
@@ -97,6 +100,34 @@ impl AlignedBuffer {
     }
 }
 
+/// Where small buffers come from that are read together, such as the weights of a model: they share huge pages. On pages of
+/// their own, a product of 256 KiB of weights takes two fifths longer, and a time that depends on where these lie.
+#[derive(Debug, Default)]
+pub struct Arena {
+    whole: Arc<AlignedBuffer>,
+    used: usize,
+}
+
+impl Arena {
+    /// `bytes` zero bytes: a buffer of its own, if it is large, or else a part of one.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn zeroed(&mut self, bytes: usize) -> Result<AlignedBuffer, OutOfMemory> {
+        if bytes == 0 || bytes >= HUGE_PAGE / 2 {
+            return AlignedBuffer::zeroed(bytes);
+        }
+        if self.whole.len - self.used < bytes {
+            (self.whole, self.used) = (Arc::new(AlignedBuffer::zeroed(HUGE_PAGE)?), 0);
+        }
+        // SAFETY: so many bytes are left behind those that were given away.
+        let start = unsafe { self.whole.start.add(self.used) };
+        // Whole lines, within the buffer, whose length is a multiple of them.
+        self.used += bytes.next_multiple_of(ALIGNMENT);
+        Ok(AlignedBuffer { start, len: bytes, origin: Origin::Part { _whole: Arc::clone(&self.whole) } })
+    }
+}
+
 /// Something with the alignment of the buffers, for the address of an empty one.
 #[repr(align(64))]
 struct Line;
@@ -106,7 +137,7 @@ const _: () = assert!(align_of::<Line>() == ALIGNMENT);
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
         match self.origin {
-            Origin::Empty => {}
+            Origin::Empty | Origin::Part { .. } => {}
             // SAFETY: allocated with this layout and not freed before.
             Origin::Heap(layout) => unsafe { dealloc(self.start.as_ptr(), layout) },
             #[cfg(unix)]
@@ -164,9 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_an_arena_are_aligned_zero_apart_and_outlive_it() {
+        let mut arena = Arena::default();
+        let sizes = [0, 1, 64, 65, 300_000, HUGE_PAGE / 2 - 1, HUGE_PAGE / 2, 700_000, 700_000, 700_000, 100];
+        let mut buffers = Vec::new();
+        for (index, bytes) in sizes.into_iter().enumerate() {
+            let mut buffer = arena.zeroed(bytes).unwrap();
+            assert_eq!((buffer.len(), buffer.as_ptr() as usize % ALIGNMENT), (bytes, 0));
+            assert!(buffer.iter().all(|&byte| byte == 0));
+            buffer.fill(index as u8 + 1);
+            buffers.push(buffer);
+        }
+        drop(arena);
+        for (index, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.iter().all(|&byte| byte == index as u8 + 1), "buffer {index}");
+        }
+        let page = |index: usize| buffers[index].as_ptr() as usize / HUGE_PAGE;
+        assert_eq!((page(1), page(1)), (page(2), page(4)));
+        assert_ne!(page(4), page(8));
+    }
+
+    #[test]
     fn too_much_is_an_error() {
         for bytes in [usize::MAX, isize::MAX as usize, 1 << 60] {
             assert_eq!(AlignedBuffer::zeroed(bytes).unwrap_err(), OutOfMemory { bytes });
+            assert_eq!(Arena::default().zeroed(bytes).unwrap_err(), OutOfMemory { bytes });
         }
     }
 }

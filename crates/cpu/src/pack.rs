@@ -18,7 +18,7 @@ use mantissa_numerics::convert::slice::{ConversionStats, ConvertError, convert_s
 use mantissa_numerics::{Element, Format};
 use mantissa_ops::source::RowOrder;
 
-use crate::aligned::{AlignedBuffer, OutOfMemory};
+use crate::aligned::{AlignedBuffer, Arena, OutOfMemory};
 use crate::pool::Pool;
 
 /// Outputs of a panel: two vectors.
@@ -221,16 +221,16 @@ impl Shape {
 }
 
 impl PackedMatrix {
-    /// Converts and reorders stored tensors.
+    /// Converts and reorders stored tensors, into memory of this arena.
     ///
     /// # Errors
     /// [`PackError`], before anything is read except for values that do not convert.
-    pub fn pack(request: &PackRequest<'_>, pool: &Pool) -> Result<Packed, PackError> {
+    pub fn pack(request: &PackRequest<'_>, memory: &mut Arena, pool: &Pool) -> Result<Packed, PackError> {
         let shape = check(request)?;
         let size = PackError::Size { rows: shape.rows, columns: shape.columns, format: shape.format };
         let Some(panel_bytes) = shape.panel_bytes() else { return Err(size) };
         let Some(total) = panel_bytes.checked_mul(shape.panels()) else { return Err(size) };
-        let mut bytes = AlignedBuffer::zeroed(total)?;
+        let mut bytes = memory.zeroed(total)?;
         let stats = Mutex::new(vec![ConversionStats::default(); request.sources.len()]);
         let failure = Mutex::new(None);
         {

@@ -14,7 +14,7 @@ use mantissa_ops::{
     Grain, Op, Plan, Scope, ShapeClass, TensorSource, Trace, ValueId, WeightId, WeightLayout,
 };
 
-use crate::aligned::{AlignedBuffer, OutOfMemory};
+use crate::aligned::{AlignedBuffer, Arena, OutOfMemory};
 use crate::attention::AttentionWorkspace;
 use crate::cache::{CacheError, KvCache};
 use crate::experimental::Kernels;
@@ -77,8 +77,9 @@ impl CpuSession {
         let started = Instant::now();
         let mut report = LoadReport::default();
         let pool = &machine.pool;
-        let loader = Loader { pool, source, overflow: options.overflow, progress };
-        let weights = Weights::load(&plan, &loader, &mut report)?;
+        let memory = Arena::default();
+        let loader = Loader { pool, source, overflow: options.overflow, progress, memory };
+        let weights = Weights::load(&plan, loader, &mut report)?;
         let rope = match &plan.program.rope {
             Some(spec) => Some(RopeTables::new(spec, limits.context, pool).map_err(rope_error)?),
             None => None,

@@ -9,6 +9,7 @@ use mantissa_ops::load::{
 use mantissa_ops::program::{WeightKind, WeightSpec};
 use mantissa_ops::{Plan, SourceError, TensorSource, WeightId};
 
+use crate::aligned::Arena;
 use crate::pack::{Layout, PackError, PackRequest, PackSource, PackedMatrix};
 use crate::pool::Pool;
 
@@ -32,12 +33,18 @@ pub(crate) struct Loader<'a> {
     pub source: &'a dyn TensorSource,
     pub overflow: OverflowRule,
     pub progress: &'a dyn Progress,
+    /// What small matrices are parts of.
+    pub memory: Arena,
 }
 
 impl Weights {
     /// Reads, converts and packs every weight. The largest come first: their pages of the checkpoint leave memory
     /// before most of the packed weights exist, so that the peak stays close to the packed size.
-    pub fn load(plan: &Plan, loader: &Loader<'_>, report: &mut LoadReport) -> Result<Weights, PrepareError> {
+    pub fn load(
+        plan: &Plan,
+        mut loader: Loader<'_>,
+        report: &mut LoadReport,
+    ) -> Result<Weights, PrepareError> {
         let format = plan.policy.weights();
         let specs = &plan.program.weights;
         let mut order: Vec<usize> = (0..specs.len()).collect();
@@ -83,7 +90,7 @@ impl Weights {
 
 impl Loader<'_> {
     fn load(
-        &self,
+        &mut self,
         spec: &WeightSpec,
         format: Format,
         report: &mut LoadReport,
@@ -106,7 +113,7 @@ impl Loader<'_> {
     }
 
     fn matrix(
-        &self,
+        &mut self,
         spec: &WeightSpec,
         format: Format,
         layout: Layout,
@@ -130,7 +137,8 @@ impl Loader<'_> {
             OverflowRule::Saturate => Overflow::Saturate,
         };
         let request = PackRequest { sources: &sources, columns: spec.columns, format, layout, overflow };
-        let packed = PackedMatrix::pack(&request, self.pool).map_err(|error| pack_error(spec, error))?;
+        let packed = PackedMatrix::pack(&request, &mut self.memory, self.pool)
+            .map_err(|error| pack_error(spec, error))?;
         for ((part, source), stats) in spec.parts.iter().zip(&sources).zip(packed.stats) {
             let from = source.format;
             check_values(spec, part, &stats, Formats { from, to: format }, self.overflow)?;

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Random, STORAGE, Stored, on_every_machine};
+use mantissa_cpu::aligned::Arena;
 use mantissa_cpu::elementwise::{AddArgs, add, add_assign};
 use mantissa_cpu::embedding::{EmbeddingArgs, TokenTable, embedding, embedding_scratch};
 use mantissa_cpu::norm::{RmsNormArgs, rms_norm};
@@ -305,7 +306,7 @@ fn a_packed_table_gives_the_same_rows() {
                 layout: Layout::Plain,
                 overflow: Overflow::Infinity,
             };
-            let packed = PackedMatrix::pack(&request, machine.pool).unwrap();
+            let packed = PackedMatrix::pack(&request, &mut Arena::default(), machine.pool).unwrap();
             let tables =
                 [TokenTable::Packed(&packed.matrix), TokenTable::Rows { values: table.get(), width }];
             tables

@@ -53,9 +53,44 @@ impl Machine {
     }
 }
 
+/// Bytes of the processor's last-level cache, where the system says: on Linux.
+pub fn last_level_cache() -> Option<usize> {
+    let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let size = |cache: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(cache.ok()?.path().join("size")).ok()?;
+        bytes_of(text.trim())
+    };
+    caches.filter_map(size).max()
+}
+
+/// A size such as `32768K`.
+fn bytes_of(size: &str) -> Option<usize> {
+    let digits = size.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let unit = match &size[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<usize>().ok()?.checked_mul(unit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_of_caches_are_read() {
+        assert_eq!(bytes_of("48K"), Some(48 << 10));
+        assert_eq!(bytes_of("32768K"), Some(32 << 20));
+        assert_eq!(bytes_of("105M"), Some(105 << 20));
+        assert_eq!(bytes_of("512"), Some(512));
+        assert_eq!(["", "K", "1X", "1.5M", "99999999999999999999K"].map(bytes_of), [None; 5]);
+        if let Some(bytes) = last_level_cache() {
+            assert!((64 << 10..8 << 30).contains(&bytes), "{bytes} bytes");
+        }
+    }
 
     #[test]
     fn a_machine_is_described_and_kept_as_it_is() {

@@ -8,6 +8,7 @@ use mantissa_numerics::tolerance::{bound_for, dot_bound};
 use mantissa_ops::RowOrder;
 
 use super::*;
+use crate::aligned::Arena;
 use crate::pack::{PackRequest, PackSource};
 
 const FORMATS: [Format; 3] = [Format::F32, Format::F16, Format::Bf16];
@@ -60,7 +61,7 @@ impl Values {
         let columns = self.exact.len() / rows;
         let (format, overflow) = (self.format, Overflow::Infinity);
         let request = PackRequest { sources: &[source], columns, format, layout, overflow };
-        PackedMatrix::pack(&request, pool).unwrap().matrix
+        PackedMatrix::pack(&request, &mut Arena::default(), pool).unwrap().matrix
     }
 }
 

@@ -42,7 +42,8 @@ fn rows_come_back_in_every_format_and_layout() {
                     let sources = [source(from, &bytes, rows)];
                     let overflow = Overflow::Infinity;
                     let request = PackRequest { sources: &sources, columns, format, layout, overflow };
-                    let Packed { matrix, stats } = PackedMatrix::pack(&request, &pool).unwrap();
+                    let Packed { matrix, stats } =
+                        PackedMatrix::pack(&request, &mut Arena::default(), &pool).unwrap();
                     assert_eq!(stats[0].values, (rows * columns) as u64);
                     assert_eq!((matrix.rows(), matrix.columns()), (rows, columns));
                     let mut values = vec![0.0; rows * columns];
@@ -68,7 +69,7 @@ fn parts_of_tensors_are_stacked_and_reordered() {
     ];
     let (format, layout, overflow) = (Format::F16, Layout::Plain, Overflow::Infinity);
     let request = PackRequest { sources: &sources, columns: 4, format, layout, overflow };
-    let Packed { matrix, stats } = PackedMatrix::pack(&request, &pool()).unwrap();
+    let Packed { matrix, stats } = PackedMatrix::pack(&request, &mut Arena::default(), &pool()).unwrap();
     let firsts: Vec<f32> = (0..matrix.rows()).map(|index| row(&matrix, index)[0]).collect();
     assert_eq!(firsts, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0, 102.0, 103.0, 104.0]);
     assert_eq!([stats[0].values, stats[1].values], [32, 12]);
@@ -87,13 +88,13 @@ fn losses_are_counted_per_source() {
         layout: Layout::Plain,
         overflow: Overflow::Infinity,
     };
-    let packed = PackedMatrix::pack(&request, &pool()).unwrap();
+    let packed = PackedMatrix::pack(&request, &mut Arena::default(), &pool()).unwrap();
     assert!(packed.stats[0].is_exact());
     let lost = packed.stats[1];
     assert_eq!((lost.overflowed, lost.flushed_to_zero, lost.nan), (1, 1, 1));
     assert_eq!(row(&packed.matrix, 2), [f32::INFINITY, 1.0]);
     request.overflow = Overflow::Saturate;
-    let packed = PackedMatrix::pack(&request, &pool()).unwrap();
+    let packed = PackedMatrix::pack(&request, &mut Arena::default(), &pool()).unwrap();
     assert_eq!(row(&packed.matrix, 2), [65504.0, 1.0]);
 }
 
@@ -105,7 +106,7 @@ fn bad_requests_are_errors() {
     let check = |source: PackSource<'_>, columns, format, layout| {
         let overflow = Overflow::Infinity;
         let request = PackRequest { sources: &[source], columns, format, layout, overflow };
-        PackedMatrix::pack(&request, &pool).unwrap_err()
+        PackedMatrix::pack(&request, &mut Arena::default(), &pool).unwrap_err()
     };
     let (f16, plain) = (Format::F16, Layout::Plain);
     assert_eq!(check(good.clone(), 4, Format::F8E4M3, plain), PackError::Format(Format::F8E4M3));
@@ -128,7 +129,7 @@ fn rows_that_are_not_there_are_errors() {
     let (format, layout, overflow) = (Format::F32, Layout::Plain, Overflow::Infinity);
     let sources = [source(format, &bytes, 3)];
     let request = PackRequest { sources: &sources, columns: 4, format, layout, overflow };
-    let matrix = PackedMatrix::pack(&request, &pool()).unwrap().matrix;
+    let matrix = PackedMatrix::pack(&request, &mut Arena::default(), &pool()).unwrap().matrix;
     assert!(matrix.row(3, &mut [0.0; 4]).is_err());
     let error = matrix.row(2, &mut [0.0; 3]).unwrap_err();
     assert_eq!(error.to_string(), "row 2 of 3, into 3 values of 4");

@@ -28,14 +28,14 @@ use crate::stats::Spread;
 
 /// Bytes that are read for a ceiling between two groups of tests.
 const READ_BYTES: usize = 256 << 20;
-/// Timings, and seconds of them, that a repetition is at least taken from, where they take no longer than this together.
-const TIMINGS: usize = 8;
-const LEAST_SECONDS: f64 = 0.025;
-const TIMINGS_SECONDS: f64 = 0.2;
+/// Runs, and seconds of them, that a repetition is at least taken from, where they take no longer than this together.
+const RUNS: usize = 8;
+const LEAST_SECONDS: f64 = 0.04;
+const RUNS_SECONDS: f64 = 0.2;
 /// A variant that takes so many times as long as the fastest one is measured once.
 const FAR_BEHIND: f64 = 4.0;
 /// Layers of a program at most.
-const LAYERS: usize = 512;
+const LAYERS: usize = 2048;
 
 /// One set of kernels of a backend.
 pub struct Variant {
@@ -99,7 +99,7 @@ struct Timed {
 /// One repetition.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Repetition {
-    /// Of one step: what the fastest tenth of several stay below.
+    /// Of one step: the middle one of a run, of which the fastest tenth of several runs stay below.
     pub seconds: f64,
     /// How much was reached of the ceilings around it.
     pub bound: Bound,
@@ -370,7 +370,7 @@ fn write(session: &mut dyn Session, run: &Run) -> Result<(), LabError> {
 struct Timings {
     /// The kernels of one step.
     kernel: String,
-    /// Of a step, without most of what others did on the machine at the time.
+    /// Of the middle step of a run, without most of what others did on the machine at the time.
     seconds: f64,
     /// Of the quickest run as a whole.
     whole: f64,
@@ -381,18 +381,17 @@ struct Timings {
 fn timings(session: &mut dyn Session, timed: &Timed) -> Result<Timings, LabError> {
     let first = traced(session, timed, Grain::Kernel)?;
     let kernel = kernel_of(&first, timed, session)?;
-    if first.seconds > TIMINGS_SECONDS {
-        let seconds = fastest_tenth(step_seconds(&first, timed));
-        return Ok(Timings { kernel, seconds, whole: first.seconds });
+    if first.seconds > RUNS_SECONDS {
+        return Ok(Timings { kernel, seconds: middle_step(&first, timed), whole: first.seconds });
     }
-    let (mut all, mut spent, mut whole) = (Vec::new(), 0.0, f64::INFINITY);
-    while spent < LEAST_SECONDS || (all.len() < TIMINGS && spent < TIMINGS_SECONDS) {
+    let (mut runs, mut spent, mut whole) = (Vec::new(), 0.0, f64::INFINITY);
+    while spent < LEAST_SECONDS || (runs.len() < RUNS && spent < RUNS_SECONDS) {
         let trace = traced(session, timed, timed.grain)?;
         spent += trace.seconds;
         whole = trace.seconds.min(whole);
-        all.extend(step_seconds(&trace, timed));
+        runs.push(middle_step(&trace, timed));
     }
-    Ok(Timings { kernel, seconds: fastest_tenth(all), whole })
+    Ok(Timings { kernel, seconds: fastest_tenth(runs), whole })
 }
 
 fn traced(session: &mut dyn Session, timed: &Timed, grain: Grain) -> Result<Trace, LabError> {
@@ -414,20 +413,22 @@ fn kernel_of(trace: &Trace, timed: &Timed, session: &dyn Session) -> Result<Stri
     Ok(names.join(" + "))
 }
 
-/// Seconds of each step; where they were launched as one, what comes to each of them.
-fn step_seconds(trace: &Trace, timed: &Timed) -> Vec<f64> {
+/// Seconds of the middle step, ordered by how long they took; where they were launched as one, what comes to each of them.
+/// The fastest ones would be those whose weights a cache had kept, which differs from one run of the program to the next.
+fn middle_step(trace: &Trace, timed: &Timed) -> f64 {
     let of_step = |&step: &usize| {
         let scopes = trace.scopes.iter().filter(|scope| scope.step == Some(step));
         scopes.map(|scope| scope.seconds).reduce(|sum, seconds| sum + seconds)
     };
     let apart: Option<Vec<f64>> = timed.steps.iter().map(of_step).collect();
-    apart.unwrap_or_else(|| {
+    let middle = apart.and_then(Spread::of).map(|spread| spread.median);
+    middle.unwrap_or_else(|| {
         let longest = trace.scopes.iter().map(|scope| scope.seconds).fold(0.0, f64::max);
-        vec![longest / timed.steps.len() as f64]
+        longest / timed.steps.len() as f64
     })
 }
 
-/// The timing that a tenth of all stay below: whatever else happens on a machine only ever adds to a time.
+/// The timing that a tenth of all stay below: whatever else happens on a machine only ever adds to the time of a run.
 fn fastest_tenth(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds.get(seconds.len() / 10).copied().unwrap_or(f64::NAN)

@@ -1,16 +1,21 @@
 //! The variants that a backend chooses from, each preferred by a backend of its own.
 
+use std::ops::RangeInclusive;
+
 use mantissa::cpu::Isa;
 use mantissa::cuda::CudaOptions;
 use mantissa::cuda::families::products::{MatmulBackend, Preferences, VariantPreference};
 use mantissa::{Device, Options};
 
 use super::sweep::Variant;
-use crate::LabError;
+use crate::{LabError, machine};
 
-/// Bytes that the layers of a shape have together: several times the last-level cache of one of today's processors, and of a
-/// GPU.
-const ROTATED: usize = 64 << 20;
+/// Bytes that the layers of a shape have together: so many times the last-level cache of the processor, within these
+/// limits, of which the first stands where the system does not tell. Of twice the cache some layers would still be in it
+/// when their turn comes, and more of them in some runs of a program than in others.
+const CACHES: usize = 4;
+const ROTATED: RangeInclusive<usize> = 64 << 20..=512 << 20;
+/// The same on a GPU, whose caches hold 50 MB or more.
 const ROTATED_ON_GPU: usize = 256 << 20;
 /// The same for plain code, which never waits for memory.
 const ROTATED_SCALAR: usize = 4 << 20;
@@ -42,9 +47,11 @@ pub fn of_attention(options: &Options) -> Result<Vec<Variant>, LabError> {
 }
 
 fn on_cpu(options: &Options) -> Result<Vec<Variant>, LabError> {
+    let rotated = CACHES * machine::last_level_cache().unwrap_or(0);
+    let rotated = rotated.clamp(*ROTATED.start(), *ROTATED.end());
     let variant = |isa: Isa| {
         let backend = Options { cpu_isa: Some(isa), ..options.clone() }.backend()?;
-        let rotated_bytes = if isa == Isa::Scalar { ROTATED_SCALAR } else { ROTATED };
+        let rotated_bytes = if isa == Isa::Scalar { ROTATED_SCALAR } else { rotated };
         Ok(Variant { name: isa.name().to_owned(), backend, rotated_bytes })
     };
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(variant).collect()
