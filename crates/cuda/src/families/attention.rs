@@ -184,7 +184,8 @@ pub fn specs(activations: Format, cache: CacheFormat, heads: Heads, route: Route
 pub struct Work {
     /// Rows on their own.
     pub rows: Vec<u32>,
-    /// Tiles, in the order in which blocks start: those that see the most first.
+    /// Tiles, in the order in which blocks get them: those that see the most first, but where blocks stay only as far as all
+    /// of these get about as much.
     pub tiles: Vec<Tile>,
     /// How rows were cut into them.
     pub tiling: Option<Tiling>,
@@ -214,13 +215,16 @@ impl Work {
         let position = |row: usize| batch.positions.get(row).map_or(0, |&at| at as usize);
         let spans = |row: &u32| position(*row as usize) / SPAN + 1;
         work.span_bucket = work.rows.iter().map(spans).max().map_or(0, usize::next_power_of_two);
-        let time = |tiling: &Tiling| {
-            let tiles = cut(&runs, tiling.tokens(heads));
-            tiling.nanoseconds(heads, tiles.iter().map(|tile| spans(&(tile.first_row + tile.tokens - 1))))
-        };
+        let ends = |tile: &Tile| spans(&(tile.first_row + tile.tokens - 1));
+        let time =
+            |tiling: &Tiling| tiling.nanoseconds(heads, cut(&runs, tiling.tokens(heads)).iter().map(ends));
         work.tiling = sizes(route).into_iter().min_by_key(time).filter(|_| !runs.is_empty());
         work.tiles = work.tiling.map_or_else(Vec::new, |tiling| cut(&runs, tiling.tokens(heads)));
         work.tiles.sort_by_key(|tile| std::cmp::Reverse(position(tile.first_row as usize)));
+        if let Some(tiling) = work.tiling {
+            let order = tiling.order(heads, work.tiles.iter().map(ends));
+            work.tiles = order.into_iter().map(|index| work.tiles[index]).collect();
+        }
         work
     }
 }
@@ -342,7 +346,8 @@ mod tests {
             let positions: Vec<u32> = (0..rows as u32).collect();
             let sequences = [SequenceRows { rows: 0..rows, block_table: &[], rope_set: 0 }];
             let work = Work::divide(&batch_of(&sequences, &positions), 0, QWEN, route);
-            assert!(work.tiles.is_sorted_by(|one, other| one.first_row > other.first_row));
+            let longest = work.tiles.iter().take(66).map(|tile| tile.first_row).min();
+            assert!(work.tiles.iter().skip(66).all(|tile| Some(tile.first_row) < longest));
             assert_eq!(work.tiles.iter().map(|tile| tile.tokens as usize).sum::<usize>(), rows);
             let most = work.tiles.iter().map(|tile| tile.tokens as usize).max();
             assert_eq!(most, work.tiling.map(|tiling| tiling.tokens(QWEN)));

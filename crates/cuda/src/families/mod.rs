@@ -10,6 +10,7 @@ pub mod attention;
 pub mod batch;
 pub mod cache;
 pub mod ceilings;
+mod deal;
 pub mod elementwise;
 pub mod embedding;
 pub mod library;

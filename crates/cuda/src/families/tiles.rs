@@ -7,6 +7,7 @@ use mantissa_ops::op::Heads;
 
 use super::attention::{self, SPAN, Unit};
 use super::cache;
+use super::deal;
 use super::products::Capabilities;
 use super::wgmma;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
@@ -103,12 +104,16 @@ impl GroupTiling {
         (rows + stages + barriers + work).next_multiple_of(16) + codes
     }
 
-    /// Estimates the nanoseconds that tiles of so many spans take.
-    fn nanoseconds(self, heads: Heads, spans: impl Iterator<Item = usize>) -> usize {
+    /// Estimates the nanoseconds that each tile of so many spans takes.
+    fn times(self, spans: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
         let span =
             Self::SHAPES.iter().find(|(groups, _)| *groups == self.groups).map_or(0, |(_, time)| *time);
-        let times = spans.map(|spans| spans * span + Self::TILE_NANOSECONDS);
-        let (most, sum) = times.fold((0, 0), |(most, sum), time| (time.max(most), sum + time));
+        spans.map(move |spans| spans * span + Self::TILE_NANOSECONDS)
+    }
+
+    /// Estimates the nanoseconds that all of them take.
+    fn nanoseconds(self, heads: Heads, spans: impl Iterator<Item = usize>) -> usize {
+        let (most, sum) = self.times(spans).fold((0, 0), |(most, sum), time| (time.max(most), sum + time));
         most.max(sum * heads.key_value / self.multiprocessors.max(1))
     }
 }
@@ -149,6 +154,18 @@ impl Tiling {
         match self {
             Tiling::Warpgroups(tiling) => tiling.nanoseconds(heads, spans),
             Tiling::Fma | Tiling::Matrix(_) => 0,
+        }
+    }
+
+    /// The order in which blocks are to get tiles of so many spans, of which those with the most come first.
+    pub fn order(self, heads: Heads, spans: impl ExactSizeIterator<Item = usize>) -> Vec<usize> {
+        match self {
+            // Otherwise the key heads of a tile, which are neighbours, are not always in one round.
+            Tiling::Warpgroups(tiling) if tiling.multiprocessors.is_multiple_of(heads.key_value) => {
+                let times: Vec<usize> = tiling.times(spans).collect();
+                deal::order(&times, tiling.multiprocessors / heads.key_value)
+            }
+            _ => (0..spans.len()).collect(),
         }
     }
 

@@ -1,0 +1,96 @@
+//! The order in which tiles of attention are dealt to blocks that stay, so that all of these have about as much to do.
+//!
+//! Blocks get a tile each in turn, every second round backwards. Of tiles that are sorted by the time they take, such a pair of
+//! rounds adds up to the same for all blocks, but not an odd round, nor the last one, in which some get none: Qwen's 608 tiles
+//! of 8,192 tokens take 132 blocks 4 % longer than their sum says. What evens it out is another order within the rounds.
+
+/// How often each round is dealt again. A third time gains another 0.3 % on average, of prompts up to 9,000 tokens, where two
+/// gain 3.2 %.
+const SWEEPS: usize = 2;
+
+/// The order in which tiles that take these times, the longest first, are dealt to so many hands.
+pub(super) fn order(times: &[usize], hands: usize) -> Vec<usize> {
+    if times.len() <= hands {
+        return (0..times.len()).collect();
+    }
+    // Tiles that the last round lacks take no time.
+    let time = |tile: usize| times.get(tile).copied().unwrap_or(0);
+    let rounds = times.len().div_ceil(hands);
+    // The tile of each hand.
+    let mut dealt: Vec<Vec<usize>> =
+        (0..rounds).map(|round| (round * hands..(round + 1) * hands).collect()).collect();
+    dealt.iter_mut().skip(1).step_by(2).for_each(|round| round.reverse());
+    let sum = |hand: usize| dealt.iter().map(|round| time(round[hand])).sum();
+    let mut sums: Vec<usize> = (0..hands).map(sum).collect();
+    for _ in 0..SWEEPS {
+        for (number, round) in dealt.iter_mut().enumerate().rev() {
+            for (sum, &tile) in sums.iter_mut().zip(round.iter()) {
+                *sum -= time(tile);
+            }
+            // The longest of the round goes to the hand that has least of all others.
+            let mut poorest: Vec<usize> = (0..hands).collect();
+            poorest.sort_by_key(|&hand| sums[hand]);
+            for (tile, hand) in (number * hands..).zip(poorest) {
+                round[hand] = tile;
+                sums[hand] += time(tile);
+            }
+        }
+    }
+    // The last round, which may go backwards, ends with the hands that get none.
+    let mut hands: Vec<usize> = (0..hands).collect();
+    hands.sort_by_key(|&hand| dealt[rounds - 1][hand] >= times.len());
+    if rounds.is_multiple_of(2) {
+        hands.reverse();
+    }
+    let mut order = Vec::with_capacity(times.len());
+    for round in &dealt {
+        order.extend(hands.iter().map(|&hand| round[hand]).filter(|&tile| tile < times.len()));
+        hands.reverse();
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each hand gets, as the kernel deals.
+    fn sums(times: &[usize], order: &[usize], hands: usize) -> Vec<usize> {
+        let mut sums = vec![0; hands];
+        for (index, &tile) in order.iter().enumerate() {
+            let (round, place) = (index / hands, index % hands);
+            sums[if round % 2 == 0 { place } else { hands - 1 - place }] += times[tile];
+        }
+        sums
+    }
+
+    #[test]
+    fn every_tile_is_dealt_once() {
+        for (tiles, hands) in [(0, 3), (2, 3), (3, 3), (4, 3), (7, 3), (12, 3), (304, 66), (9, 1)] {
+            let times: Vec<usize> = (1..=tiles).rev().collect();
+            let mut order = order(&times, hands);
+            if tiles <= hands {
+                assert!(order.is_sorted());
+            }
+            order.sort_unstable();
+            assert_eq!(order, (0..tiles).collect::<Vec<_>>(), "{tiles} {hands}");
+        }
+    }
+
+    #[test]
+    fn hands_get_about_as_much() {
+        for tiles in (67..1_300).step_by(7) {
+            // A causal prompt, in tiles of 27 tokens.
+            let times: Vec<usize> =
+                (1..=tiles).rev().map(|end: usize| (end * 27).div_ceil(64) * 1_280 + 1_500).collect();
+            let most = |order: &[usize]| sums(&times, order, 66).into_iter().max().expect("hands");
+            let sorted: Vec<usize> = (0..tiles).collect();
+            let (even, uneven) = (most(&order(&times, 66)), most(&sorted));
+            assert!(even <= uneven, "{tiles}: {even} {uneven}");
+            if tiles == 304 {
+                let mean = times.iter().sum::<usize>() / 66;
+                assert!(even * 100 < mean * 101 && uneven * 100 > mean * 103, "{even} {uneven} {mean}");
+            }
+        }
+    }
+}
