@@ -5,7 +5,7 @@ use mantissa_numerics::contract::CacheFormat;
 use mantissa_ops::op::Heads;
 use mantissa_ops::{Program, WeightId};
 
-use super::shares::{self, Beside, PhaseTiles};
+use super::shares::{self, Beside, PhaseTiles, Starts};
 use super::{
     Chain, DIM, FILL_COLUMNS, FILL_ROWS, Kind, Layer, MOST_SWEEPS, MOST_TILES, NORM_SWEEP, Phase, Refusal,
     SUM_BYTES, Shared, TileRange, WARPS,
@@ -178,17 +178,27 @@ impl Sizes {
         self.layer_tiles().map(|(_, tiles)| tiles.tiles * tiles.bytes).iter().sum::<usize>() / self.blocks
     }
 
-    /// For each [`Kind`], in order, the tiles of every block, where a token sees about `sections` sections of positions.
+    /// Keys and values of a layer: blocks that read them have fewer weights.
+    fn beside(&self, sections: usize) -> Beside {
+        let Sizes { heads, cache, .. } = *self;
+        let bytes = 2 * SECTION * SPAN * cache.vector_bytes(heads.dim);
+        Beside { units: heads.key_value * sections, bytes }
+    }
+
+    /// For each [`Kind`], in order, the tiles of every block, where a token sees up to `sections` sections of positions, and
+    /// more than half as many: as they suit the middle of these, where the longest context suffers nothing by it.
     ///
     /// # Errors
     /// [`Refusal::Size`] where blocks have no room for the sums of their tiles.
     pub fn ranges(&self, sections: usize) -> Result<Vec<TileRange>, Refusal> {
-        let Sizes { blocks, heads, cache, .. } = *self;
-        // Blocks that read keys and values have fewer weights.
-        let bytes = 2 * SECTION * SPAN * cache.vector_bytes(heads.dim);
-        let beside = Beside { units: heads.key_value * sections, bytes };
+        let blocks = self.blocks;
         let layer = self.layer_tiles();
-        let starts = shares::divide(&layer.map(|(_, tiles)| tiles), beside, blocks, WARPS);
+        let phases = layer.map(|(_, tiles)| tiles);
+        let divide = |sections| shares::divide(&phases, self.beside(sections), blocks, WARPS);
+        let longest = self.beside(sections);
+        let heaviest = |starts: &[Starts]| shares::heaviest(&phases, starts, longest, blocks);
+        let (middle, most) = (divide((3 * sections).div_ceil(4)), divide(sections));
+        let starts = if heaviest(&middle) <= heaviest(&most) { middle } else { most };
         let mut ranges = vec![TileRange::default(); KINDS * blocks];
         let mut put = |kind: Kind, starts: &[u32]| {
             let row = &mut ranges[kind as usize * blocks..][..blocks];
@@ -235,11 +245,6 @@ pub fn tables(sections: usize) -> usize {
     table(sections) + 1
 }
 
-/// A number of sections in the middle of a table's.
-fn typical_sections(table: usize) -> usize {
-    (3_usize << table).div_ceil(4)
-}
-
 impl Lowered {
     /// Lowers a chain, for contexts of up to `sections` sections.
     ///
@@ -257,7 +262,7 @@ impl Lowered {
         let norm = lowering.address(chain.last_norm.weight);
         phases.push(Phase { norm, ..lowering.product(Kind::Logits, chain.logits.weight, sizes.vocabulary) });
         let tables: Result<Vec<_>, Refusal> =
-            (0..tables(sections)).map(|table| sizes.ranges(typical_sections(table))).collect();
+            (0..tables(sections)).map(|table| sizes.ranges(1 << table)).collect();
         Ok(Lowered { phases, matrices: lowering.matrices, ranges: tables?.concat() })
     }
 }

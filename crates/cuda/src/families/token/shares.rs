@@ -63,6 +63,16 @@ pub fn divide(phases: &[PhaseTiles], beside: Beside, blocks: usize, warps: usize
     counts.iter().map(|counts| starts(counts)).collect()
 }
 
+/// Bytes of a layer that the block reads which has most of them, where there is so much beside the tiles.
+pub fn heaviest(phases: &[PhaseTiles], starts: &[Starts], beside: Beside, blocks: usize) -> usize {
+    let of_block = |block: usize| {
+        let tiles = |starts: &Starts| (starts[block + 1] - starts[block]) as usize;
+        let bytes = phases.iter().zip(starts).map(|(phase, starts)| tiles(starts) * phase.bytes);
+        beside.of_block(block, blocks) + bytes.sum::<usize>()
+    };
+    (0..blocks).map(of_block).max().unwrap_or(0)
+}
+
 /// The most tiles that take no more rounds of a block's warps than `even` tiles do.
 fn most_tiles(even: usize, fills: usize, warps: usize) -> usize {
     let rounds = (even * fills).div_ceil(warps);

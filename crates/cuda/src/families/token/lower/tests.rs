@@ -136,10 +136,11 @@ fn more_copies_are_under_way_where_layers_are_long() {
 
 #[test]
 fn blocks_read_about_as_much_of_a_layer_each() {
-    // With keys and values as a table expects them.
-    for (model, sections) in
-        [QWEN, LLAMA].into_iter().flat_map(|model| [1, 2, 6, 48].map(|sections| (model, sections)))
+    // With the keys and values of the longest context of a table.
+    for (model, table) in
+        [QWEN, LLAMA].into_iter().flat_map(|model| (0..tables(SECTIONS)).map(move |table| (model, table)))
     {
+        let sections = 1 << table;
         let program = model.program();
         let (sizes, lowered) = lowered(&program);
         let beside = Beside { units: model.heads.key_value * sections, bytes: 2 * SECTION * SPAN * DIM * 2 };
@@ -153,7 +154,23 @@ fn blocks_read_about_as_much_of_a_layer_each() {
         }
         let (most, all) = (bytes.iter().max().unwrap(), bytes.iter().sum::<usize>());
         let over = *most as f64 * sizes.blocks as f64 / all as f64;
-        assert!(over < 1.1, "{over} with {sections} sections");
+        assert!(over < 1.12, "{over} with {sections} sections");
+    }
+}
+
+#[test]
+fn tables_suit_the_middle_of_their_contexts_where_the_longest_suffer_nothing() {
+    for (model, sections, suited) in [(QWEN, 64, 64), (QWEN, 8, 8), (LLAMA, 64, 64), (LLAMA, 16, 12)] {
+        let (sizes, lowered) = lowered(&model.program());
+        let layer = sizes.layer_tiles();
+        let starts =
+            shares::divide(&layer.map(|(_, tiles)| tiles), sizes.beside(suited), sizes.blocks, WARPS);
+        for ((kind, _), starts) in layer.iter().zip(&starts) {
+            let phase = lowered.phases.iter().find(|phase| phase.kind == *kind as u32).unwrap();
+            let first: Vec<u32> =
+                tiles(phase, sections, &lowered, &sizes).iter().map(|range| range.first).collect();
+            assert_eq!(first, starts[..sizes.blocks], "{kind:?} of {sections} sections");
+        }
     }
 }
 
