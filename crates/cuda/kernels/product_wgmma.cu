@@ -78,6 +78,18 @@ __device__ __forceinline__ void stage_of_segment(Ring& ring, u32 count, bool fin
     }
 }
 
+// Adds the sums of a segment to those before it. A branch and no choice for each number: beside wgmma instructions take twice
+// their time.
+__device__ __forceinline__ void add_segment(const Sums& sums, bool first, Sums& totals) {
+    if (first) {
+#pragma unroll
+        for (int i = 0; i < WEIGHT_ROWS / 2; ++i) totals[i] = 0.0f + sums[i];
+    } else {
+#pragma unroll
+        for (int i = 0; i < WEIGHT_ROWS / 2; ++i) totals[i] = totals[i] + sums[i];
+    }
+}
+
 __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher finisher) {
     Sums sums = {}, totals = {};
     bool finish = false;
@@ -96,8 +108,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
             finish = false;
             wgmma_wait(sums);
             release(last);
-#pragma unroll
-            for (int i = 0; i < WEIGHT_ROWS / 2; ++i) totals[i] = (first == 0 ? 0.0f : totals[i]) + sums[i];
+            add_segment(sums, first == 0, totals);
             if (first == 0) finisher.begin(tile);
         }
         finisher.tile = tile;
@@ -123,7 +134,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(cons
     }
     __syncthreads();
     const Tiles tiles(args.product);
-    if (threadIdx.x >= CONSUMERS) {
+    // The compiler knows then that it is the same for all of a warp, and describes operands by uniform instructions.
+    const u32 warp = __shfl_sync(FULL_WARP, threadIdx.x / 32, 0);
+    if (warp >= CONSUMERS / 32) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPIER_REGISTERS));
         if (threadIdx.x == CONSUMERS) {
             copy(tiles, ring, [&](const Ring& ring, const OutputTile& tile, u32 column) {
@@ -134,12 +147,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(cons
             copy(tiles, ring, [&](const Ring& ring, const OutputTile& tile, u32 column) {
                 load_input(args, ring, tile, column);
             });
-        } else if (threadIdx.x / 32 == CONSUMERS / 32 + 2) {
+        } else if (warp == CONSUMERS / 32 + 2) {
             prepare(args, tiles, epilogue, epilogue_barriers);
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
         wait_for_inputs();
-        consume(tiles, ring, Finisher(args, epilogue, epilogue_barriers, threadIdx.x / 128));
+        consume(tiles, ring, Finisher(args, epilogue, epilogue_barriers, warp / 4));
     }
 }
