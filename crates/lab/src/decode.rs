@@ -5,7 +5,7 @@ use std::time::Instant;
 use mantissa::engine::sequence::EndOfText;
 use mantissa::ops::cost::{RunShape, SequenceShape};
 use mantissa::ops::{CeilingError, Ceilings};
-use mantissa::{Flow, GenerateOptions, Generator, Piece, Prompt};
+use mantissa::{Flow, GenerateOptions, Generator, Piece, Prompt, Timings};
 
 use crate::LabError;
 
@@ -62,6 +62,11 @@ impl Decode {
         }
     }
 
+    /// Whether it begins with a prompt of so many tokens that is computed alone.
+    pub fn begins_with(&self, prompt: usize) -> bool {
+        self.sequences == 1 && self.after == prompt
+    }
+
     /// The longest context that a sequence reaches.
     pub fn context(&self) -> usize {
         self.after + self.generated()
@@ -81,7 +86,8 @@ impl Decode {
 
     /// Decodes, and reads memory before and after each window: bandwidth drifts on shared machines, so that each window is
     /// held against its own. A window begins with the arrival of a token, not with the end of the reading: a device may
-    /// have computed the next one meanwhile. `prompt` gives the tokens of a sequence, by its number and length.
+    /// have computed the next one meanwhile. `prompt` gives the tokens of a sequence, by its number and length. Returns the
+    /// windows, and the timings of the first sequence's prompt.
     ///
     /// # Errors
     /// Where the generation or the reading of memory fails, or ends before all windows were measured.
@@ -90,7 +96,7 @@ impl Decode {
         generator: &mut Generator,
         prompt: impl Fn(usize, usize) -> Vec<u32>,
         ceilings: &dyn Ceilings,
-    ) -> Result<Vec<Window>, LabError> {
+    ) -> Result<(Vec<Window>, Timings), LabError> {
         let prompts: Vec<Prompt> =
             (0..self.sequences).map(|sequence| Prompt::Ids(prompt(sequence, self.after))).collect();
         let options = GenerateOptions {
@@ -99,7 +105,7 @@ impl Decode {
             ..GenerateOptions::default().greedy()
         };
         let mut meter = Meter::new(*self, ceilings);
-        generator.generate_batch(&prompts, &options, |piece| meter.take(&piece))?;
+        let done = generator.generate_batch(&prompts, &options, |piece| meter.take(&piece))?;
         if let Some(error) = meter.failed {
             return Err(error.into());
         }
@@ -107,7 +113,8 @@ impl Decode {
             let (measured, wanted) = (meter.windows.len(), self.repetitions);
             return Err(LabError::Unfinished { what: "decode", measured, wanted });
         }
-        Ok(meter.windows)
+        let prompt = done.first().map(|completion| completion.timings).unwrap_or_default();
+        Ok((meter.windows, prompt))
     }
 }
 

@@ -2,17 +2,24 @@
 
 /// The most physical memory that the process has held so far, in bytes; nothing where the system does not say.
 pub fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
+    entry("/proc/self/status", "VmHWM:")
+}
+
+/// The physical memory that the process holds now, in bytes; nothing where the system does not say.
+pub fn held() -> Option<u64> {
+    entry("/proc/self/status", "VmRSS:")
 }
 
 /// Bytes of physical memory that a new process could have without anything being swapped out; nothing where the system does
 /// not say.
 pub fn available() -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    entry("/proc/meminfo", "MemAvailable:")
+}
+
+/// Bytes of an entry that is in kibibytes.
+fn entry(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
@@ -28,7 +35,8 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn linux_says_how_much() {
-        assert!(super::peak().is_some_and(|bytes| bytes > 100_000));
+        let (held, peak) = (super::held().unwrap(), super::peak().unwrap());
+        assert!((100_000..=peak).contains(&held), "{held} of {peak} bytes");
         assert!(super::available().is_some_and(|bytes| bytes > 100_000));
     }
 }

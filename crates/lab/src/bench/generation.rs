@@ -2,14 +2,14 @@
 //!
 //! All tests of a policy are measured in rounds, each test once a round, and the ceilings of the machine between the
 //! rounds: what drifts on a shared machine then touches every test alike, and each repetition is held against the
-//! ceilings around it.
+//! ceilings around it. A prompt in front of what one sequence decodes is the repetition of a prompt of that length.
 
 use mantissa::engine::sequence::EndOfText;
 use mantissa::numerics::PrecisionPolicy;
 use mantissa::ops::backend::NoProgress;
 use mantissa::ops::cost::RunShape;
 use mantissa::ops::{Backend, LoadReport, MemoryUse, Plan};
-use mantissa::{Completion, Flow, GenerateOptions, Generator, Model, Options};
+use mantissa::{Completion, Flow, GenerateOptions, Generator, Model, Options, Timings};
 
 use crate::LabError;
 use crate::ceiling::{Bound, Ceiling, READ_BYTES, Samples};
@@ -150,6 +150,12 @@ enum Taken {
     Decode(Vec<Window>),
 }
 
+impl Taken {
+    fn prefill(timings: &Timings) -> Taken {
+        Taken::Prefill { seconds: timings.prefill_seconds, first_token: timings.first_token_seconds }
+    }
+}
+
 impl Setup<'_> {
     /// Measures everything under a policy.
     ///
@@ -164,36 +170,46 @@ impl Setup<'_> {
         let mut generator = self.model.prepare_with_progress(&options, &NoProgress)?;
         say("warming up");
         self.warm_up(&mut generator)?;
-        // Before memory to read is added to it.
-        let peak = Peak { device: generator.device_memory(), process: memory::peak() };
+        let device = generator.device_memory();
+        let (peak_before, held_before) = (memory::peak(), memory::held());
 
         let ceilings = self.backend.ceilings(READ_BYTES)?;
         // The first pass finds memory and clocks as somebody else left them.
         ceilings.read()?;
+        let of_ceilings = memory::held().zip(held_before).map(|(now, before)| now.saturating_sub(before));
         let mut samples = Samples::default();
         samples.add(&*ceilings, generator.plan())?;
         let tests: Vec<Test> = self.tests().collect();
-        let mut rounds: Vec<Vec<Taken>> = Vec::new();
+        let mut rounds: Vec<Vec<(Test, Taken)>> = Vec::new();
         for round in 0..self.repetitions {
             let mut taken = Vec::new();
             for (index, &test) in tests.iter().enumerate() {
                 self.progress.go_on()?;
                 say(&test.name());
                 self.progress.step(round * tests.len() + index, self.repetitions * tests.len());
-                taken.push(match test {
-                    Test::Prefill(length) => self.prefill(&mut generator, length)?,
+                match test {
+                    Test::Prefill(length) if self.decodes.iter().any(|decode| decode.begins_with(length)) => {
+                    }
+                    Test::Prefill(length) => taken.push((test, self.prefill(&mut generator, length)?)),
                     Test::Decode(decode) => {
                         let vocabulary = self.model.config().vocab_size;
                         let prompt = |sequence: usize, length| random_ids(vocabulary, length, sequence);
-                        Taken::Decode(decode.measure(&mut generator, prompt, &*ceilings)?)
+                        let (windows, timings) = decode.measure(&mut generator, prompt, &*ceilings)?;
+                        if decode.begins_with(decode.after) {
+                            taken.push((Test::Prefill(decode.after), Taken::prefill(&timings)));
+                        }
+                        taken.push((test, Taken::Decode(windows)));
                     }
-                });
+                }
             }
             samples.add(&*ceilings, generator.plan())?;
             rounds.push(taken);
         }
         let rows = rows(&tests, &rounds, &samples, generator.plan())?;
         let (load, memory) = (generator.report().clone(), generator.memory());
+        // What the process held in the rounds, without what it had to read for the ceilings.
+        let in_rounds = memory::peak().zip(of_ceilings).map(|(peak, theirs)| peak.saturating_sub(theirs));
+        let peak = Peak { device, process: peak_before.max(in_rounds) };
         Ok(Measured { ceiling: samples.ceiling()?, load, predicted, memory, peak, rows })
     }
 
@@ -202,15 +218,20 @@ impl Setup<'_> {
         prefills.chain(self.decodes.iter().map(|&decode| Test::Decode(decode)))
     }
 
-    /// Runs every shape once: kernels are loaded, graphs captured and memory touched before anything is timed.
+    /// Runs every shape once: kernels are loaded, graphs captured and memory touched before anything is timed. On a
+    /// processor, which has none of the former and may take minutes for a long prompt, a batch of it will do.
     fn warm_up(&self, generator: &mut Generator) -> Result<(), LabError> {
+        let most = match generator.device_memory() {
+            Some(_) => usize::MAX,
+            None => generator.plan().backend.prompt_rows,
+        };
         for &length in &self.prompts {
             self.progress.go_on()?;
-            self.generate(generator, &[length], 1)?;
+            self.generate(generator, &[length.min(most)], 1)?;
         }
         for decode in &self.decodes {
             self.progress.go_on()?;
-            self.generate(generator, &vec![decode.after; decode.sequences], WARM_UP)?;
+            self.generate(generator, &vec![decode.after.min(most); decode.sequences], WARM_UP)?;
         }
         Ok(())
     }
@@ -218,7 +239,7 @@ impl Setup<'_> {
     fn prefill(&self, generator: &mut Generator, length: usize) -> Result<Taken, LabError> {
         let done = self.generate(generator, &[length], 1)?;
         let timings = done.first().map(|completion| completion.timings).unwrap_or_default();
-        Ok(Taken::Prefill { seconds: timings.prefill_seconds, first_token: timings.first_token_seconds })
+        Ok(Taken::prefill(&timings))
     }
 
     /// Generates tokens after prompts of random ones.
@@ -246,13 +267,22 @@ impl Setup<'_> {
 }
 
 /// Turns rounds of tests into tests with their repetitions, each against the ceilings before and after its round.
-fn rows(tests: &[Test], rounds: &[Vec<Taken>], samples: &Samples, plan: &Plan) -> Result<Vec<Row>, LabError> {
+fn rows(
+    tests: &[Test],
+    rounds: &[Vec<(Test, Taken)>],
+    samples: &Samples,
+    plan: &Plan,
+) -> Result<Vec<Row>, LabError> {
     let ceilings: Vec<Ceiling> =
         (0..rounds.len()).map(|round| samples.between(round, round + 1)).collect::<Result<_, _>>()?;
-    let row = |(index, &test): (usize, &Test)| {
+    let row = |&test: &Test| {
         let mut repetitions = Vec::new();
-        for (taken, ceiling) in rounds.iter().zip(&ceilings) {
-            match &taken[index] {
+        let of_round = |(round, ceiling)| {
+            let round: &Vec<(Test, Taken)> = round;
+            round.iter().filter(|(of, _)| *of == test).map(move |(_, taken)| (taken, ceiling))
+        };
+        for (taken, ceiling) in rounds.iter().zip(&ceilings).flat_map(of_round) {
+            match taken {
                 &Taken::Prefill { seconds, first_token } => {
                     let bound = ceiling.of_products(plan, &test.shape(), seconds);
                     repetitions.push(Repetition { seconds, first_token: Some(first_token), bound });
@@ -268,7 +298,7 @@ fn rows(tests: &[Test], rounds: &[Vec<Taken>], samples: &Samples, plan: &Plan) -
         }
         Row::new(test, heaviest_contract(plan, &test.shape()), repetitions)
     };
-    tests.iter().enumerate().map(row).collect()
+    tests.iter().map(row).collect()
 }
 
 impl Test {

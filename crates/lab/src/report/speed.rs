@@ -118,6 +118,8 @@ impl Ceilings {
 struct Pace {
     /// Operations in a second.
     rate: f64,
+    /// How often a whole prompt is run before it counts: where the device has memory of its own, once.
+    warm_ups: usize,
 }
 
 impl Study<'_> {
@@ -183,8 +185,8 @@ impl Study<'_> {
             None => self.extent.repetitions,
             Some(pace) => {
                 let seconds = operations / pace.rate;
-                match self.rounds(seconds) {
-                    0 => return Ok(Found::Missing(self.too_long(test.prompt, seconds))),
+                match self.rounds(seconds, pace.warm_ups) {
+                    0 => return Ok(Found::Missing(self.too_long(test.prompt, seconds, pace.warm_ups + 1))),
                     rounds => rounds,
                 }
             }
@@ -207,21 +209,23 @@ impl Study<'_> {
         let Some(speed) = Speed::of(&measured, test.prompt, rounds) else {
             return Ok(Found::Missing("nothing was measured".to_owned()));
         };
-        *pace = Some(Pace { rate: operations / speed.first_token.median });
+        let warm_ups = usize::from(speed.device_peak.is_some());
+        *pace = Some(Pace { rate: operations / speed.first_token.median, warm_ups });
         Ok(Found::Measured(speed))
     }
 
-    /// How often a prompt that takes so long can be run within the budget: it runs twice to warm up, and twice a round.
-    fn rounds(&self, seconds: f64) -> usize {
-        let affordable = |rounds: &usize| (2 + 2 * rounds) as f64 * seconds <= self.extent.budget;
+    /// How often a prompt that takes so long can be timed within the budget: once a round, behind the times to warm up.
+    fn rounds(&self, seconds: f64, warm_ups: usize) -> usize {
+        let affordable = |rounds: &usize| (warm_ups + rounds) as f64 * seconds <= self.extent.budget;
         (1..=self.extent.repetitions).rev().find(affordable).unwrap_or(0)
     }
 
-    fn too_long(&self, prompt: usize, seconds: f64) -> String {
+    fn too_long(&self, prompt: usize, seconds: f64, runs: usize) -> String {
         let budget = self.extent.budget;
+        let times = if runs == 1 { "once" } else { "twice" };
         format!(
-            "a prompt of {prompt} tokens would take about {seconds:.0} s and runs four times, which is beyond the budget of \
-             {budget:.0} s"
+            "a prompt of {prompt} tokens would take about {seconds:.0} s and runs at least {times}, which is beyond the \
+             budget of {budget:.0} s"
         )
     }
 
