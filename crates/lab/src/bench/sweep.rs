@@ -34,8 +34,6 @@ const LEAST_SECONDS: f64 = 0.04;
 const RUNS_SECONDS: f64 = 0.2;
 /// A variant that takes so many times as long as the fastest one is measured once.
 const FAR_BEHIND: f64 = 4.0;
-/// Layers of a program at most.
-const LAYERS: usize = 2048;
 
 /// One set of kernels of a backend.
 pub struct Variant {

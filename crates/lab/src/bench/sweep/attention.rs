@@ -9,9 +9,11 @@ use mantissa::ops::program::{CacheSpec, ValueId, ValueRole, WeightPart, cache_fo
 use mantissa::ops::{Grain, Limits, ProgramBuilder};
 
 use super::source::{RandomSource, random};
-use super::{Family, Group, LAYERS, Timed};
+use super::{Family, Group, Timed};
 use crate::LabError;
 
+/// Layers of a program at most: filling the caches of more would take longer than everything else.
+const LAYERS: usize = 512;
 /// Input features of the projections that fill the cache: few, so that filling it takes little time.
 const FEATURES: usize = 64;
 /// Tokens of a page.

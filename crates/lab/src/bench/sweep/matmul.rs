@@ -8,8 +8,11 @@ use mantissa::ops::program::{ValueRole, WeightPart};
 use mantissa::ops::{Grain, Limits, Op, ProgramBuilder};
 
 use super::source::{RandomSource, random};
-use super::{Family, Group, LAYERS, Timed};
+use super::{Family, Group, Timed};
 use crate::LabError;
+
+/// Layers of a program at most.
+const LAYERS: usize = 2048;
 
 /// What is added to a product: `out = alpha * input * weight^T + beta * residual`.
 #[derive(Clone, Copy, Debug, PartialEq)]
