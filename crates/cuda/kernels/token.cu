@@ -15,7 +15,7 @@ struct Layout {
 
     __device__ __forceinline__ Layout(const TokenArgs& args, u8* shared) {
         u8* behind = shared + SLOTS * FILL_BYTES;
-        ring = Ring{shared_address(shared), 0, 0, 0, 0};
+        ring = Ring{shared_address(shared), 0, 0, 0, 0, FLIGHT};
         work.input = behind;
         work.sums = reinterpret_cast<float*>(behind + args.work_bytes - SUM_BYTES);
         behind += args.work_bytes;
@@ -48,6 +48,7 @@ __device__ __forceinline__ void produce(const TokenArgs& args, const Layout& lay
     for (u32 i = 0; i < args.phase_count; ++i) {
         const Phase& phase = layout.phases[i];
         if (phase.kind != ATTENTION) {
+            if (phase.kind == LOGITS) ring.flight = LAST_FLIGHT;
             feed_product(phase, layout.shares[i], ring);
             continue;
         }

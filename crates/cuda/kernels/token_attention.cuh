@@ -20,6 +20,24 @@ __device__ __forceinline__ u32 encode_pair(const Merged& all) {
     return encode_word(two, A{});
 }
 
+// The softmax of a unit, by the warps that have joined its spans: earlier than its outputs, so that what records are
+// multiplied by is known when these come.
+__device__ __forceinline__ void post_softmax(
+    const TokenArgs& args, const Unit& unit, const Section& section, u32 item, u32 epoch
+) {
+    __syncwarp();
+    const u32 head = item / SECTION;
+    if (head >= HEADS || item % SECTION != 0) return;
+    float sum = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < SECTION; ++i) {
+        const Joined joined = section.joined[i][head];
+        if (i >= unit.first && i < unit.end) sum = mul_add(joined.sum, joined.by.part, sum * joined.by.before);
+    }
+    u64* to = records_of(args, unit.kv_head * GROUP + head, PARTS) + 2 * unit.number;
+    post_two(to, bits_of(section.joined[SECTION - 1][head].largest), bits_of(sum), epoch);
+}
+
 // Merges the spans of a unit: a head for each warp.
 __device__ __forceinline__ void merge_unit(
     const TokenArgs& args, const TokenRow& row, const Unit& unit, const Section& section, u32 epoch
@@ -36,90 +54,89 @@ __device__ __forceinline__ void merge_unit(
         } else {
             u64* outputs = records_of(args, head, pair / PART_PAIRS) + unit.number * (2 * PART_PAIRS);
             post_two(outputs + pair % PART_PAIRS * 2, bits_of(part.out.x), bits_of(part.out.y), epoch);
-            u64* softmax = records_of(args, head, PARTS) + 2 * unit.number;
-            if (pair == 0) post_two(softmax, bits_of(part.softmax.largest), bits_of(part.softmax.sum), epoch);
         }
     }
 }
 
-// Records that a warp merges at a time, and warps of a block that do.
-constexpr u32 CHUNK = 64, MERGE_WARPS = 4;
+// Records that a warp takes at a time, of which it joins STRETCH without looking for the end, and warps of a block that do.
+constexpr u32 CHUNK = 64, STRETCH = 8, MERGE_WARPS = 4;
 constexpr u32 PER_LOOK = 32 / PART_PAIRS, LOOKS = CHUNK / PER_LOOK;
 
-// How a record is joined to those before it: that and the records' outputs, of a warp.
+// How a record is joined to those before it: that and the records' outputs, of a warp. Behind the last record are such as
+// change nothing, not the sign of a zero either.
 struct MergeArea {
     float4 by[CHUNK];
     float2 outputs[CHUNK][PART_PAIRS];
 };
 constexpr u32 ATTENTION_BYTES = maximum(u32(sizeof(MergeArea) * MERGE_WARPS), u32(sizeof(AttentionArea)));
 
-// Up to CHUNK records of a head as a warp has them: a lane has the softmax of two neighbours, and outputs of every
-// PER_LOOK-th.
-struct Records {
+// What the next records' outputs are multiplied by, by a warp: a lane has the softmax of two neighbours. `largest` is the
+// largest exponent before them, then with them.
+__device__ __forceinline__ void take_softmax(MergeArea& area, const u64* from, u32 count, u32 epoch, float& largest) {
+    uint4 words[2];
+#pragma unroll
+    for (u32 k = 0; k < 2; ++k) words[k] = uint4{0, 2 * lane() + k < count ? ~epoch : epoch, 0, epoch};
+    Patience patience;
+    bool missing;
+    do {
+        patience.spend();
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) {
+            if (!are_of(words[k], epoch)) words[k] = peek_two(from + 2 * (2 * lane() + k));
+        }
+        missing = !are_of(words[0], epoch) || !are_of(words[1], epoch);
+    } while (__any_sync(FULL_WARP, missing));
     Softmax part[2];
-    float2 outputs[LOOKS];
-
-    // All words are asked for together, and then those that are missing.
-    __device__ __forceinline__ void take(const u64* from, const u64* softmax_from, u32 count, u32 epoch) {
-        uint4 softmax[2], words[LOOKS];
 #pragma unroll
-        for (u32 k = 0; k < 2; ++k) softmax[k] = uint4{0, 2 * lane() + k < count ? ~epoch : epoch, 0, epoch};
+    for (u32 k = 0; k < 2; ++k) {
+        const Softmax taken{float_of(words[k].x), float_of(words[k].z)};
+        part[k] = 2 * lane() + k < count ? taken : nothing_seen();
+    }
+    float joined = larger(part[0].largest, part[1].largest);
+#pragma unroll
+    for (u32 distance = 1; distance < 32; distance *= 2) {
+        const float lower = __shfl_up_sync(FULL_WARP, joined, distance);
+        if (lane() >= distance) joined = larger(joined, lower);
+    }
+    const float lower = __shfl_up_sync(FULL_WARP, joined, 1);
+    float before = lane() == 0 ? largest : larger(largest, lower);
+    largest = larger(largest, __shfl_sync(FULL_WARP, joined, 31));
+#pragma unroll
+    for (u32 k = 0; k < 2; ++k) {
+        const float now = larger(before, part[k].largest), shift = finite_or_zero(now);
+        const float4 by{power_of_two(before - shift), power_of_two(part[k].largest - shift), part[k].sum, 0.0f};
+        area.by[2 * lane() + k] = 2 * lane() + k < count ? by : float4{1.0f, 0.0f, -0.0f, 0.0f};
+        before = now;
+    }
+}
+
+// The records' outputs: a lane has those of every PER_LOOK-th.
+__device__ __forceinline__ void take_outputs(MergeArea& area, const u64* from, u32 count, u32 epoch) {
+    const u32 zero = bits_of(-0.0f);
+    uint4 words[LOOKS];
+#pragma unroll
+    for (u32 k = 0; k < LOOKS; ++k) {
+        words[k] = uint4{zero, lane() / PART_PAIRS + k * PER_LOOK < count ? ~epoch : epoch, zero, epoch};
+    }
+    Patience patience;
+    bool missing;
+    do {
+        patience.spend();
+        missing = false;
 #pragma unroll
         for (u32 k = 0; k < LOOKS; ++k) {
-            words[k] = uint4{0, lane() / PART_PAIRS + k * PER_LOOK < count ? ~epoch : epoch, 0, epoch};
-        }
-        Patience patience;
-        bool missing;
-        do {
-            patience.spend();
-            missing = false;
-#pragma unroll
-            for (u32 k = 0; k < 2; ++k) {
-                if (!are_of(softmax[k], epoch)) softmax[k] = peek_two(softmax_from + 2 * (2 * lane() + k));
-            }
-#pragma unroll
-            for (u32 k = 0; k < LOOKS; ++k) {
-                if (!are_of(words[k], epoch)) words[k] = peek_two(from + 2 * (lane() + 32 * k));
-            }
-#pragma unroll
-            for (u32 k = 0; k < 2; ++k) missing |= !are_of(softmax[k], epoch);
-#pragma unroll
-            for (u32 k = 0; k < LOOKS; ++k) missing |= !are_of(words[k], epoch);
-        } while (__any_sync(FULL_WARP, missing));
-#pragma unroll
-        for (u32 k = 0; k < 2; ++k) {
-            const Softmax taken{float_of(softmax[k].x), float_of(softmax[k].z)};
-            part[k] = 2 * lane() + k < count ? taken : nothing_seen();
+            if (!are_of(words[k], epoch)) words[k] = peek_two(from + 2 * (lane() + 32 * k));
         }
 #pragma unroll
-        for (u32 k = 0; k < LOOKS; ++k) outputs[k] = float2{float_of(words[k].x), float_of(words[k].z)};
+        for (u32 k = 0; k < LOOKS; ++k) missing |= !are_of(words[k], epoch);
+    } while (__any_sync(FULL_WARP, missing));
+#pragma unroll
+    for (u32 k = 0; k < LOOKS; ++k) {
+        area.outputs[lane() / PART_PAIRS + k * PER_LOOK][lane() % PART_PAIRS] =
+            float2{float_of(words[k].x), float_of(words[k].z)};
     }
-
-    // Leaves outputs and factors for the warp; `largest` is the largest exponent before them, then with them.
-    __device__ __forceinline__ void store(MergeArea& area, float& largest) const {
-        float joined = larger(part[0].largest, part[1].largest);
-#pragma unroll
-        for (u32 distance = 1; distance < 32; distance *= 2) {
-            const float lower = __shfl_up_sync(FULL_WARP, joined, distance);
-            if (lane() >= distance) joined = larger(joined, lower);
-        }
-        const float lower = __shfl_up_sync(FULL_WARP, joined, 1);
-        float before = lane() == 0 ? largest : larger(largest, lower);
-        largest = larger(largest, __shfl_sync(FULL_WARP, joined, 31));
-#pragma unroll
-        for (u32 k = 0; k < 2; ++k) {
-            const float now = larger(before, part[k].largest), shift = finite_or_zero(now);
-            area.by[2 * lane() + k] =
-                float4{power_of_two(before - shift), power_of_two(part[k].largest - shift), part[k].sum, 0.0f};
-            before = now;
-        }
-#pragma unroll
-        for (u32 k = 0; k < LOOKS; ++k) {
-            area.outputs[lane() / PART_PAIRS + k * PER_LOOK][lane() % PART_PAIRS] = outputs[k];
-        }
-        __syncwarp();
-    }
-};
+    __syncwarp();
+}
 
 // Merges a part of a head by a warp.
 __device__ __forceinline__ void merge_records(
@@ -131,16 +148,18 @@ __device__ __forceinline__ void merge_records(
 #pragma unroll 1
     for (u32 start = 0; start < row.sections; start += CHUNK) {
         const u32 count = minimum(row.sections - start, CHUNK);
-        Records some;
-        some.take(records + start * (2 * PART_PAIRS), softmax + 2 * start, count, epoch);
-        some.store(area, largest);
-#pragma unroll 8
-        for (u32 i = 0; i < count; ++i) {
-            const float4 joined = area.by[i];
-            const float2 out = area.outputs[i][lane() % PART_PAIRS];
-            const Factors by{joined.x, joined.y};
-            all.softmax.sum = mul_add(joined.z, by.part, all.softmax.sum * by.before);
-            all.out = float2{merge_output(all.out.x, out.x, by), merge_output(all.out.y, out.y, by)};
+        take_softmax(area, softmax + 2 * start, count, epoch, largest);
+        take_outputs(area, records + start * (2 * PART_PAIRS), count, epoch);
+#pragma unroll 1
+        for (u32 first = 0; first < count; first += STRETCH) {
+#pragma unroll
+            for (u32 i = 0; i < STRETCH; ++i) {
+                const float4 joined = area.by[first + i];
+                const float2 out = area.outputs[first + i][lane() % PART_PAIRS];
+                const Factors by{joined.x, joined.y};
+                all.softmax.sum = mul_add(joined.z, by.part, all.softmax.sum * by.before);
+                all.out = float2{merge_output(all.out.x, out.x, by), merge_output(all.out.y, out.y, by)};
+            }
         }
         __syncwarp();
     }
@@ -193,7 +212,10 @@ __device__ __forceinline__ void attention_phase(
         } else {
             softmax_wait();
             const u32 item = (i - SECTION) * 32 + lane();
-            if (i - SECTION < div_ceil(HEADS * SECTION, 32)) join_spans(section, unit.first, unit.end, item);
+            if (i - SECTION < div_ceil(HEADS * SECTION, 32)) {
+                join_spans(section, unit.first, unit.end, item);
+                if (row.sections > 1) post_softmax(args, unit, section, item, epoch);
+            }
         }
         consumers_sync();
         merge_unit(args, row, unit, section, epoch);

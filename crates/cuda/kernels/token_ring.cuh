@@ -40,8 +40,9 @@ __device__ __forceinline__ void store_shared(u32 address, u32 x) {
 // Fills are numbered from zero over the whole token; each is consumed by one warp. A warp that looks for a fill knows that
 // the one before it in the same slot has landed: what earlier phases had was consumed before their last barrier, and of its
 // own phase either the fill is among the first 2 CONSUMER_WARPS, or the last one that it has consumed is at most
-// CONSUMER_WARPS before, and the producer has seen those land that were FLIGHT before that.
-static_assert(FLIGHT + CONSUMER_WARPS <= SLOTS && 2 * CONSUMER_WARPS <= SLOTS, "else a barrier's parity says nothing");
+// CONSUMER_WARPS before, and the producer has seen those land that were `flight` before that.
+static_assert(maximum(FLIGHT, LAST_FLIGHT) + CONSUMER_WARPS <= SLOTS && 2 * CONSUMER_WARPS <= SLOTS,
+              "else a barrier's parity says nothing");
 
 struct Ring {
     u32 slots;
@@ -52,6 +53,8 @@ struct Ring {
     u32 turn;
     // How many fills may be started without another look.
     u32 ready;
+    // How many may be under way: FLIGHT, and LAST_FLIGHT of logits, behind which no words are waited for.
+    u32 flight;
 
     // By one thread, before a barrier of the block.
     __device__ __forceinline__ void init() const {
@@ -66,8 +69,8 @@ struct Ring {
         const bool is_fill = lane >= 16;
         u32 at = slot + ahead, turns = turn;
         if (is_fill) {
-            turns = at < FLIGHT ? turns : turns + 1;
-            at = at < FLIGHT ? at + SLOTS - FLIGHT : at - FLIGHT;
+            turns = at < flight ? turns : turns + 1;
+            at = at < flight ? at + SLOTS - flight : at - flight;
         }
         turns = at < SLOTS ? turns : turns + 1;
         at = at < SLOTS ? at : at - SLOTS;

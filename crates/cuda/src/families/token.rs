@@ -36,6 +36,8 @@ const MOST_SLOTS: usize = 24;
 /// but words of the exchange come later.
 const FLIGHT: usize = 6;
 const LONG_FLIGHT: usize = 7;
+/// The same for logits, behind which no words are waited for; with more than LONG_FLIGHT those of long layers are slower.
+const LAST_FLIGHT: usize = 10;
 /// Bytes of a block's share of a phase in shared memory.
 const SHARE_BYTES: usize = 16;
 /// Bytes of the sums of a block's tiles of a phase, and these tiles, at most.
@@ -203,7 +205,10 @@ pub fn spec(activations: Format, sizes: &Sizes) -> KernelSpec {
     count("DIM", heads.dim);
     count("GROUP", attention::group(heads));
     count("SLOTS", shared.slots);
-    count("FLIGHT", if sizes.block_bytes() > 2 * shared.slots * SLOT_BYTES { LONG_FLIGHT } else { FLIGHT });
+    let is_long = sizes.block_bytes() > 2 * shared.slots * SLOT_BYTES;
+    let (flight, last) = if is_long { (LONG_FLIGHT, LONG_FLIGHT) } else { (FLIGHT, LAST_FLIGHT) };
+    count("FLIGHT", flight);
+    count("LAST_FLIGHT", last);
     count("NORM_SWEEPS", width.div_ceil(NORM_SWEEP));
     count("WORK_BYTES", shared.work);
     count("INPUT_EACH", inner.max(heads.query_width()).div_ceil(INPUT_SWEEP));

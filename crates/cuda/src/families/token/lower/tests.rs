@@ -128,9 +128,11 @@ fn every_output_of_every_phase_has_one_block() {
 
 #[test]
 fn more_copies_are_under_way_where_layers_are_long() {
-    for (model, flight) in [(QWEN, 6), (LLAMA, 7)] {
+    for (model, flight, last) in [(QWEN, 6, 10), (LLAMA, 7, 7)] {
         let spec = spec(Format::Bf16, &lowered(&model.program()).0);
-        assert!(spec.aliases.contains(&Alias::count("FLIGHT", flight)), "{:?}", spec.aliases);
+        for alias in [Alias::count("FLIGHT", flight), Alias::count("LAST_FLIGHT", last)] {
+            assert!(spec.aliases.contains(&alias), "{:?}", spec.aliases);
+        }
     }
 }
 
