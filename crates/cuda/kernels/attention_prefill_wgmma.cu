@@ -152,9 +152,14 @@ __device__ __forceinline__ void start_queries(
     barrier_wait(shared.query_empty[slot], number / 2 % 2 ^ 1);
     if (my_thread() == 0) shared.work[slot] = work;
     shared.failed[slot] = 0;
-#pragma unroll 1
+    // Rounded up, it divides all rows of a tile.
+    static_assert(ROWS <= 256, "else the rounding shows");
+    const u32 reciprocal = div_ceil(1u << 16, args.group);
+    // Where a cache is converted, more leaves too few registers.
+    constexpr int AT_A_TIME = CONVERTED ? 1 : 4;
+#pragma unroll AT_A_TIME
     for (u32 i = my_thread(); i < ROWS * CHUNKS; i += COPIERS) {
-        u32 row = i / CHUNKS, chunk = i % CHUNKS, token = row / args.group;
+        u32 row = i / CHUNKS, chunk = i % CHUNKS, token = row * reciprocal >> 16;
         u32 head = work.kv_head * args.group + row - token * args.group;
         bool copied = token < work.tokens;
         const A* from = args.query + u64(work.first_row + token) * args.query_stride + head * DIM + chunk * CHUNK;

@@ -356,19 +356,57 @@ __device__ __forceinline__ void close_section(
     for (int panel = 0; panel < PANELS; ++panel) clear(out[panel]);
 }
 
+// A number that others are divided by. Where all of them are moderate, quotients have the bits of divide() without its branch.
+struct Divisor {
+    float value;
+    float reciprocal;
+    bool moderate;
+};
+
+// From 2^-60 up to 2^60: nothing on the way to a quotient is too large or too small for its last bit.
+__device__ __forceinline__ bool is_moderate(float x) { return bits_of(x) * 2 - (67u << 24) < 120u << 24; }
+
+__device__ __forceinline__ Divisor divisor(float x) {
+    float guess;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(guess) : "f"(x));
+    return Divisor{x, mul_add(guess, mul_add(-x, guess, 1.0f), guess), is_moderate(x)};
+}
+
+// Notes where the number is not moderate.
+__device__ __forceinline__ float quotient(float x, const Divisor& by, bool& moderate) {
+    moderate = moderate && is_moderate(x);
+    float guess = x * by.reciprocal;
+    return mul_add(by.reciprocal, mul_add(-by.value, guess, x), guess);
+}
+
 __device__ __forceinline__ void store_rows(
     const AttentionArgs& args, const Work& work, const Before& before, const Rows& rows
 ) {
+    constexpr int PAIRS = DIM / 8;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         if (!exists(args, work, half)) continue;
         A* to = args.out + u64(work.first_row + rows.token[half]) * args.out_stride;
         to += head_offset(args, work, rows, half) + threadIdx.x % 4 * 2;
-        float sum = before.softmax[lane_row(half)].sum;
+        const Divisor sum = divisor(before.softmax[lane_row(half)].sum);
+        float quotients[PAIRS][2];
+        bool moderate = sum.moderate;
 #pragma unroll
-        for (int i = 0; i < DIM / 8; ++i) {
+        for (int i = 0; i < PAIRS; ++i) {
             float4 all = before.outputs[i / COLUMNS][i % COLUMNS][threadIdx.x];
-            float two[2] = {divide(half == 0 ? all.x : all.z, sum), divide(half == 0 ? all.y : all.w, sum)};
+            quotients[i][0] = quotient(half == 0 ? all.x : all.z, sum, moderate);
+            quotients[i][1] = quotient(half == 0 ? all.y : all.w, sum, moderate);
+        }
+        if (moderate) {
+#pragma unroll
+            for (int i = 0; i < PAIRS; ++i) store_few(to + i * 8, encode<A>(quotients[i]));
+            continue;
+        }
+#pragma unroll 1
+        for (int i = 0; i < PAIRS; ++i) {
+            float4 all = before.outputs[i / COLUMNS][i % COLUMNS][threadIdx.x];
+            float first = half == 0 ? all.x : all.z, second = half == 0 ? all.y : all.w;
+            float two[2] = {divide(first, sum.value), divide(second, sum.value)};
             store_few(to + i * 8, encode<A>(two));
         }
     }
