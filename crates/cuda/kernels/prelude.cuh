@@ -424,7 +424,7 @@ __device__ __forceinline__ float exponential_below_one(float x) {
 // x e^x / (1 + e^x); zero where e^x would be subnormal. Large products take it for each output, beside nothing else that the
 // tensor cores leave to do: hence neither exponential() nor divide().
 __device__ __forceinline__ float silu(float x) {
-    float decay = exponential_below_one(x < 0.0f ? x : -x);
+    float decay = exponential_below_one(-fabsf(x));
     float numerator = x < 0.0f ? x * decay : x;
     float reciprocal;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(1.0f + decay));

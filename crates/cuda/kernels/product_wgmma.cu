@@ -6,17 +6,25 @@
 // multiply 64 activations each by all WEIGHT_ROWS weights of the tile. Blocks stay and take one tile after another; what
 // becomes of the sums of one tile is computed while the tensor cores are at work on the first segment of the next.
 //
-// What that is stands in product_wgmma_plain.cuh or product_wgmma_qkv.cuh: Args, whose `product` is or begins as
+// Blocks of a cluster take the same weights for neighbouring tiles of tokens, and each copies its part of these for all.
+//
+// What becomes of sums stands in product_wgmma_plain.cuh or product_wgmma_qkv.cuh: Args, whose `product` is or begins as
 // ProductArgs, EPILOGUE_BYTES of shared memory before its barriers, init_epilogue(), prepare() and Finisher.
 
 // ------------------------------------------------------------------------------------------------------- copiers
 
 __device__ __forceinline__ void load_weights(const Args& args, const Ring& ring, u32 feature, u32 column) {
     barrier_expect(ring.full(), WEIGHT_BYTES);
-    load_box(ring.weights(), args.weights, column, feature, ring.full());
-    if constexpr (PARTS == 2) {
-        // Gates and ups of the same outputs.
-        load_box(ring.weights() + WEIGHT_BYTES / 2, args.weights, column, args.product.features + feature, ring.full());
+    // Gates and ups of the same outputs, if the product has these.
+    const u32 step = PARTS == 2 ? args.product.features : WEIGHT_BOX;
+    if constexpr (CLUSTER > 1) {
+        const u32 box = cluster_rank();
+        load_box_for_all(ring.weights() + box * WEIGHT_BOX_BYTES, args.weights, column, feature + box * step, ring.full());
+    } else {
+#pragma unroll
+        for (u32 box = 0; box < WEIGHT_BOXES; ++box) {
+            load_box(ring.weights() + box * WEIGHT_BOX_BYTES, args.weights, column, feature + box * step, ring.full());
+        }
     }
 }
 
@@ -26,7 +34,7 @@ __device__ __forceinline__ void load_input(const Args& args, const Ring& ring, c
         load_box(ring.input() + group * GROUP_BYTES, args.input, column, tile.token + group * GROUP_TOKENS, ring.full());
     }
     // In the place of the warps that have no part in the tile.
-    if (tile.groups < GROUPS) barrier_arrive(ring.empty(), (GROUPS - tile.groups) * 4);
+    if (tile.groups < GROUPS) barrier_arrive(ring.empty(), (GROUPS - tile.groups) * 4 * CLUSTER);
 }
 
 // Calls load(ring, tile, column) for each stage of this block's tiles, as soon as there is room.
@@ -56,7 +64,11 @@ __device__ __forceinline__ void multiply_stage(const Ring& ring, u32 group, bool
 }
 
 __device__ __forceinline__ void release(u32 empty) {
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+    if constexpr (CLUSTER > 1) {
+        if (threadIdx.x % 32 < CLUSTER) barrier_arrive_in(empty, threadIdx.x % 32);
+    } else {
+        if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+    }
 }
 
 // One stage of a segment, and beside it what is due of the tile before.
@@ -118,7 +130,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
     finisher.end();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(const __grid_constant__ Args args) {
+__device__ __forceinline__ void multiply(const Args& args) {
     extern __shared__ __align__(1024) u8 shared[];
     launch_dependents();
     const u32 stages = shared_address(shared), epilogue = stages + STAGES * STAGE_BYTES;
@@ -127,12 +139,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(cons
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(barriers + i * 8, 2);
-            barrier_init(barriers + (STAGES + i) * 8, CONSUMERS / 32);
+            barrier_init(barriers + (STAGES + i) * 8, CONSUMERS / 32 * CLUSTER);
         }
         init_epilogue(epilogue_barriers);
         fence_copies();
+        if constexpr (CLUSTER > 1) fence_barriers();
     }
-    __syncthreads();
+    cluster_sync();
     const Tiles tiles(args.product);
     // The compiler knows then that it is the same for all of a warp, and describes operands by uniform instructions.
     const u32 warp = __shfl_sync(FULL_WARP, threadIdx.x / 32, 0);
@@ -155,4 +168,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(cons
         wait_for_inputs();
         consume(tiles, ring, Finisher(args, epilogue, epilogue_barriers, warp / 4));
     }
+    // Others of the cluster may not have arrived yet at barriers of this block.
+    if constexpr (CLUSTER > 1) cluster_sync();
+}
+
+// Either, as CLUSTER says: clusters of one block would start later than blocks do.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(const __grid_constant__ Args args) {
+    if constexpr (CLUSTER == 1) multiply(args);
+}
+
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, BLOCKS)
+    product_wgmma_clusters(const __grid_constant__ Args args) {
+    if constexpr (CLUSTER == 2) multiply(args);
 }

@@ -2,7 +2,7 @@
 // division of the work into tiles.
 //
 // Aliases besides those of product.cuh: GROUPS, warpgroups that multiply 64 activations each by all WEIGHT_ROWS weights of a
-// tile; STAGES of shared memory.
+// tile; STAGES of shared memory; CLUSTER, blocks that share weights, which is one or two.
 
 // Columns of a stage, a row of which is 128 bytes.
 constexpr int DEPTH = 64;
@@ -19,10 +19,14 @@ constexpr int PARTS = EPILOGUE == SWIGLU ? 2 : 1;
 constexpr int FEATURES = WEIGHT_ROWS / PARTS;
 constexpr int GROUP_BYTES = GROUP_TOKENS * ROW_BYTES, INPUT_BYTES = GROUPS * GROUP_BYTES, WEIGHT_BYTES = WEIGHT_ROWS * ROW_BYTES;
 constexpr int STAGE_BYTES = INPUT_BYTES + WEIGHT_BYTES;
+// Boxes in which the weights of a stage are copied.
+constexpr int WEIGHT_BOXES = PARTS == 2 || CLUSTER == 2 ? 2 : 1;
+constexpr int WEIGHT_BOX = WEIGHT_ROWS / WEIGHT_BOXES, WEIGHT_BOX_BYTES = WEIGHT_BYTES / WEIGHT_BOXES;
 // Token tiles that are taken together, so that blocks at work at the same time share operands in the L2.
 constexpr u32 TOGETHER = 8;
 
-static_assert(SEGMENT % DEPTH == 0 && FEATURES % 8 == 0, "whole stages, and eights of outputs");
+static_assert(TOGETHER % CLUSTER == 0 && CLUSTER <= 2, "neighbouring tiles of tokens, a box of weights for each block");
+static_assert(SEGMENT % DEPTH == 0 && FEATURES % 8 == 0 && WEIGHT_BOX % 8 == 0, "whole stages, and eights of outputs");
 
 // An opaque description of a matrix and of the boxes in which it is copied, made by the driver.
 struct alignas(64) TensorMap {
@@ -55,8 +59,33 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
         "}\n" ::"r"(barrier), "r"(parity)
         : "memory");
 }
+// Barriers that this thread initialised are there for the whole cluster when it has synchronised.
+__device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Arrives at the barrier in the same place of another block of the cluster, or of this one.
+__device__ __forceinline__ void barrier_arrive_in(u32 barrier, u32 block) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}\n" ::"r"(barrier), "r"(block)
+        : "memory");
+}
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// Waits for all threads of the cluster, whose barriers are there then.
+__device__ __forceinline__ void cluster_sync() {
+    if constexpr (CLUSTER > 1) {
+        __syncwarp();
+        asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    } else {
+        __syncthreads();
+    }
+}
 __device__ __forceinline__ void group_sync(u32 group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
-
 // -------------------------------------------------------------------------------------------------------- copies
 
 __device__ __forceinline__ void load_box(u32 shared, const TensorMap& map, u32 column, u32 row, u32 barrier) {
@@ -64,6 +93,14 @@ __device__ __forceinline__ void load_box(u32 shared, const TensorMap& map, u32 c
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
             shared),
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+// Copies to the same place in each block of the cluster, at whose barriers its bytes count.
+__device__ __forceinline__ void load_box_for_all(u32 shared, const TensorMap& map, u32 column, u32 row, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
+        "%3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(u16((1 << CLUSTER) - 1))
         : "memory");
 }
 __device__ __forceinline__ void store_box(const TensorMap& map, u32 column, u32 row, u32 shared) {
@@ -174,11 +211,13 @@ struct Tiles {
     // Tiles and halves.
     __device__ __forceinline__ u32 count() const { return 2 * all() - whole; }
     __device__ __forceinline__ OutputTile at(u32 index) const {
-        const u32 half = index < whole ? 0 : index - whole, tile = index < whole ? index : whole + half / 2;
+        // The blocks of a cluster take the same half of neighbouring tiles.
+        const u32 left = index < whole ? 0 : index - whole, half = left / CLUSTER % 2;
+        const u32 tile = index < whole ? index : whole + left / (2 * CLUSTER) * CLUSTER + left % CLUSTER;
         const u32 band = TOGETHER * along_features;
         const u32 first = tile / band * TOGETHER, rest = tile % band;
         const u32 tall = minimum(TOGETHER, along_tokens - first);
-        const u32 token = (first + rest % tall) * TOKENS + half % 2 * GROUP_TOKENS;
+        const u32 token = (first + rest % tall) * TOKENS + half * GROUP_TOKENS;
         return OutputTile{token, rest / tall * FEATURES, index < whole ? u32(GROUPS) : 1};
     }
 

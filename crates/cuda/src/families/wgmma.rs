@@ -49,6 +49,8 @@ pub struct Tile {
     pub weight_rows: u32,
     /// Stages of shared memory in flight: as many as there is room for.
     pub stages: u32,
+    /// Blocks of a cluster, which copy weights for each other: one or two.
+    pub cluster: u32,
 }
 
 /// What half a tile takes of the time of a whole one, in percent: one warpgroup multiplies, and all weights are copied.
@@ -57,6 +59,9 @@ const HALF_PERCENT: usize = 70;
 const RESIDUAL_PERCENT: usize = 7;
 /// Rows of the weights from which on a tile is one of the widest.
 const WIDEST: u32 = 160;
+
+/// Stages of each multiprocessor from which on clusters of two blocks are faster: they start later, and read the L2 less.
+const CLUSTERED_STAGES: usize = 128;
 
 /// A tile to choose, whatever there is room for in shared memory.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +96,12 @@ impl Tile {
 
     fn tiles(self, product: Product, shape: Shape) -> usize {
         shape.rows.div_ceil(self.rows()) * shape.features.div_ceil(self.features(product))
+    }
+
+    /// Rows of the boxes in which weights are copied: gates and ups each for itself, and by each block of a cluster its own.
+    const fn weight_box(self, product: Product) -> usize {
+        let boxes = if product.parts() == 2 || self.cluster == 2 { 2 } else { 1 };
+        self.weight_rows as usize / boxes
     }
 
     /// The boxes in which a warpgroup stores its outputs, and how many it stores at a time.
@@ -168,7 +179,16 @@ impl Left {
 
 impl Size {
     const fn tile(self, stages: u32) -> Tile {
-        Tile { groups: self.groups, weight_rows: self.weight_rows, stages }
+        Tile { groups: self.groups, weight_rows: self.weight_rows, stages, cluster: 1 }
+    }
+
+    /// Blocks of a cluster: two where there are pairs of tiles with the same weights and enough to do for each.
+    fn cluster(self, product: Product, shape: Shape, device: Capabilities) -> u32 {
+        let tile = self.tile(0);
+        let multiprocessors = device.multiprocessors as usize;
+        let pairs = shape.rows.div_ceil(tile.rows()).is_multiple_of(2) && multiprocessors.is_multiple_of(2);
+        let stages = tile.tiles(product, shape) / multiprocessors * shape.columns.div_ceil(DEPTH);
+        if tile.groups == 2 && pairs && stages >= CLUSTERED_STAGES { 2 } else { 1 }
     }
 
     /// The tile with as many stages as there is room for, where `shared` says how much shared memory a tile takes. Two fit
@@ -210,14 +230,18 @@ pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Ti
     let time = |size: Size| size.time(product, shape, device);
     let quickest =
         others.into_iter().fold(first, |best, other| if time(other) < time(best) { other } else { best });
-    quickest.staged(device, |tile| tile.shared(product))
+    let cluster = quickest.cluster(product, shape, device);
+    Tile { cluster, ..quickest.staged(device, |tile| tile.shared(product)) }
 }
 
 /// The tile for a projection of queries, keys and values whose outputs the kernel finishes, if one is of whole heads.
 pub fn choose_qkv(product: Product, shape: Shape, dim: usize, device: Capabilities) -> Option<Tile> {
     let whole = SIZES.into_iter().filter(|size| size.turns(dim));
     let quickest = whole.min_by_key(|size| size.time(product, shape, device));
-    quickest.filter(|_| serves(device)).map(|size| size.staged(device, Tile::qkv_shared))
+    quickest.filter(|_| serves(device)).map(|size| {
+        let cluster = size.cluster(product, shape, device);
+        Tile { cluster, ..size.staged(device, Tile::qkv_shared) }
+    })
 }
 
 /// The kernel of a tile.
@@ -228,8 +252,10 @@ pub fn spec(product: Product, tile: Tile) -> KernelSpec {
         Alias::count("GROUPS", tile.groups),
         Alias::count("WEIGHT_ROWS", tile.weight_rows),
         Alias::count("STAGES", tile.stages),
+        Alias::count("CLUSTER", tile.cluster),
     ]);
-    KernelSpec { file: SourceFile::ProductWgmma, entry: "product_wgmma", aliases }
+    let entry = if tile.cluster == 1 { "product_wgmma" } else { "product_wgmma_clusters" };
+    KernelSpec { file: SourceFile::ProductWgmma, entry, aliases }
 }
 
 /// The launch: one block on each multiprocessor, which computes one tile after another, and for fewer tiles one for each of
@@ -286,9 +312,8 @@ fn operands(product: Product, tile: Tile, args: &ProductArgs) -> Result<[TensorM
     };
     let weight_rows = args.features as usize * product.parts() as usize;
     Ok([
-        // Gates and ups are copied each for itself.
-        operand(args.weights, weight_rows, args.weight_stride, tile.features(product))?,
-        // So is what each warpgroup multiplies.
+        operand(args.weights, weight_rows, args.weight_stride, tile.weight_box(product))?,
+        // What each warpgroup multiplies is copied for itself.
         operand(args.input, args.rows as usize, args.input_stride, GROUP_ROWS)?,
     ])
 }
@@ -336,8 +361,9 @@ mod tests {
 
     #[test]
     fn boxes_of_outputs() {
-        let boxes =
-            |weight_rows, epilogue| Tile { groups: 2, weight_rows, stages: 4 }.boxes(product(epilogue));
+        let boxes = |weight_rows, epilogue| {
+            Tile { groups: 2, weight_rows, stages: 4, cluster: 1 }.boxes(product(epilogue))
+        };
         assert_eq!(boxes(192, Epilogue::Store), (BoxWidth::Bytes128, 3));
         assert_eq!(boxes(192, Epilogue::SwiGlu), (BoxWidth::Bytes64, 3));
         assert_eq!(boxes(192, Epilogue::Plain), (BoxWidth::Bytes128, 3));
@@ -365,6 +391,25 @@ mod tests {
         assert_eq!(choice(Plain, [2048, 1152, 896]), [128, 160]);
         assert_eq!(choice(SwiGlu, [8192, 8192, 2048]), [128, 192]);
         assert_eq!(choice(Store, [8192, 2048, 2048]), [128, 128]);
+    }
+
+    #[test]
+    fn long_products_of_pairs_of_tiles_take_clusters() {
+        let cluster = |epilogue, [rows, features, columns]: [usize; 3]| {
+            choose(product(epilogue), Shape { rows, features, columns }, H200).cluster
+        };
+        use Epilogue::{Store, SwiGlu};
+        assert_eq!(cluster(SwiGlu, [8192, 4864, 896]), 2);
+        assert_eq!(cluster(SwiGlu, [8064, 4864, 896]), 1, "63 tiles of tokens");
+        assert_eq!(cluster(Store, [8192, 896, 4864]), 2);
+        assert_eq!(cluster(Store, [8192, 896, 896]), 1);
+        assert_eq!(cluster(Store, [2048, 896, 4864]), 1);
+        assert_eq!(cluster(Store, [2048, 2048, 8192]), 2);
+        assert_eq!(cluster(SwiGlu, [2048, 4864, 896]), 1);
+        assert_eq!(cluster(SwiGlu, [2048, 8192, 2048]), 2);
+        let shape = Shape { rows: 8192, features: 3072, columns: 2048 };
+        let cluster = |shape| choose_qkv(product(Epilogue::Plain), shape, 64, H200).map(|tile| tile.cluster);
+        assert_eq!([cluster(shape), cluster(Shape { rows: 2048, ..shape })], [Some(2), Some(1)]);
     }
 
     #[test]
