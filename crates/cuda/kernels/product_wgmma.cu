@@ -132,7 +132,6 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
 
 __device__ __forceinline__ void multiply(const Args& args) {
     extern __shared__ __align__(1024) u8 shared[];
-    launch_dependents();
     const u32 stages = shared_address(shared), epilogue = stages + STAGES * STAGE_BYTES;
     const u32 barriers = epilogue + EPILOGUE_BYTES, epilogue_barriers = barriers + 2 * STAGES * 8;
     const Ring ring(stages, barriers);
@@ -174,10 +173,12 @@ __device__ __forceinline__ void multiply(const Args& args) {
 
 // Either, as CLUSTER says: clusters of one block would start later than blocks do.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) product_wgmma(const __grid_constant__ Args args) {
+    launch_dependents();
     if constexpr (CLUSTER == 1) multiply(args);
 }
 
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, BLOCKS)
     product_wgmma_clusters(const __grid_constant__ Args args) {
+    launch_dependents();
     if constexpr (CLUSTER == 2) multiply(args);
 }
