@@ -277,22 +277,20 @@ fn rows(
         (0..rounds.len()).map(|round| samples.between(round, round + 1)).collect::<Result<_, _>>()?;
     let row = |&test: &Test| {
         let mut repetitions = Vec::new();
-        let of_round = |(round, ceiling)| {
-            let round: &Vec<(Test, Taken)> = round;
-            round.iter().filter(|(of, _)| *of == test).map(move |(_, taken)| (taken, ceiling))
-        };
-        for (taken, ceiling) in rounds.iter().zip(&ceilings).flat_map(of_round) {
-            match taken {
-                &Taken::Prefill { seconds, first_token } => {
-                    let bound = ceiling.of_products(plan, &test.shape(), seconds);
-                    repetitions.push(Repetition { seconds, first_token: Some(first_token), bound });
-                }
-                Taken::Decode(windows) => {
-                    let tokens = test.tokens_of_each();
-                    repetitions.extend(windows.iter().filter_map(|window| {
-                        let bound = ceiling.of_windows(plan, tokens, std::slice::from_ref(window))?;
-                        Some(Repetition { seconds: window.seconds, first_token: None, bound })
-                    }));
+        for (round, ceiling) in rounds.iter().zip(&ceilings) {
+            for (_, taken) in round.iter().filter(|(of, _)| *of == test) {
+                match taken {
+                    &Taken::Prefill { seconds, first_token } => {
+                        let bound = ceiling.of_products(plan, &test.shape(), seconds);
+                        repetitions.push(Repetition { seconds, first_token: Some(first_token), bound });
+                    }
+                    Taken::Decode(windows) => {
+                        let tokens = test.tokens_of_each();
+                        repetitions.extend(windows.iter().filter_map(|window| {
+                            let bound = ceiling.of_windows(plan, tokens, std::slice::from_ref(window))?;
+                            Some(Repetition { seconds: window.seconds, first_token: None, bound })
+                        }));
+                    }
                 }
             }
         }
