@@ -5,31 +5,26 @@
 // is wished for: sums, rank, draw; then restore. A row that holds a NaN or an infinity shows by a best key of 0, which no
 // number has; what else is found of it means nothing. Results go to memory of the host, which is written only, and which the
 // host watches: each is one store of 4 or 8 bytes. Aliases of sums: WISHED 1 for those of the request, else at temperature 1;
-// of penalties: RESTORE 1 to take them back.
+// FIRST 1 where best keys are there already, so that nothing comes before; of penalties: RESTORE 1 to take them back.
 
-// Brings the next batch to the device. The host's words are far away: several are on their way at a time, the first
-// together with their number.
+// Brings the next batch to the device. The host's words are far away: as many as most batches have are on their way at a
+// time.
 __device__ __forceinline__ void bring_next(const Args& args) {
     using Words = Few<f32, EACH>;
-    constexpr u32 AHEAD = 4;
-    const f32* host = reinterpret_cast<const f32*>(args.next_host + NEXT_HEAD);
-    u32 count = args.next_host[0];
-    Words first = load_few<f32, EACH>(host + threadIdx.x * EACH);
-    // Not one after the other.
-    asm volatile("" ::: "memory");
-    auto put = [&](u32 at, const Words& words) {
-        if (at >= args.next_first && at < count) *reinterpret_cast<Words*>(args.next_batch + at) = words;
-    };
-    put(threadIdx.x * EACH, first);
-    for (u32 start = SWEEP; start < count; start += AHEAD * SWEEP) {
+    constexpr u32 AHEAD = 8;
+    const f32* host = reinterpret_cast<const f32*>(args.next_host);
+    const u32 sweep = blockDim.x * EACH;
+    for (u32 start = args.next_first + threadIdx.x * EACH; start < args.next_end; start += AHEAD * sweep) {
         Words words[AHEAD];
 #pragma unroll
         for (u32 i = 0; i < AHEAD; ++i) {
-            u32 at = start + i * SWEEP + threadIdx.x * EACH;
-            if (at < count) words[i] = load_few<f32, EACH>(host + at);
+            if (start + i * sweep < args.next_end) words[i] = load_few<f32, EACH>(host + start + i * sweep);
         }
 #pragma unroll
-        for (u32 i = 0; i < AHEAD; ++i) put(start + i * SWEEP + threadIdx.x * EACH, words[i]);
+        for (u32 i = 0; i < AHEAD; ++i) {
+            const u32 at = start + i * sweep;
+            if (at < args.next_end) *reinterpret_cast<Words*>(args.next_batch + at) = words[i];
+        }
     }
 }
 
@@ -80,6 +75,21 @@ extern "C" __global__ __launch_bounds__(SPAN_THREADS) void largest(const Args ar
     }
 }
 
+// What is found of a row whose best token is wished for.
+__device__ __forceinline__ void tell_best(const Args& args, u32 row, key best) {
+    args.found[row].largest = best;
+    tell_next(args, row, best);
+}
+
+// What a block beyond the chunks does where nothing comes before the sums. The host may replace its batch as soon as it sees
+// what was found: not before that has been read.
+__device__ __forceinline__ void begin(const Args& args, u32 row) {
+    if (row == 0) bring_next(args);
+    __syncthreads();
+    const key best = row_best(args, row);
+    if (threadIdx.x == 0) tell_best(args, row, best);
+}
+
 // Sums of the weights of chunks: each chain ascending, then the chains of a chunk. A block has several, so that neighbours
 // go to the host together.
 extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) {
@@ -90,6 +100,7 @@ extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) 
     launch_dependents();
     wait_for_inputs();
     u32 row = blockIdx.y, start = blockIdx.x * SUM_CHUNKS * CHUNK;
+    if (FIRST && start >= args.vocabulary) return begin(args, row);
     u32 inside = minimum(args.vocabulary - start, SUM_CHUNKS * CHUNK);
     const float* logits = args.logits + u64(row) * args.stride + start;
     Few<f32, EACH> few[SUM_PIECES];
@@ -134,9 +145,7 @@ extern "C" __global__ __launch_bounds__(SUM_THREADS) void sums(const Args args) 
         args.sums[at] = chunk_sums[threadIdx.x];
     } else {
         args.own_sums[at] = chunk_sums[threadIdx.x];
-        if (chunk != 0) return;
-        args.found[row].largest = best;
-        tell_next(args, row, best);
+        if (!FIRST && chunk == 0) tell_best(args, row, best);
     }
 }
 

@@ -1,4 +1,4 @@
-// What the kernels of sampling share: their arguments, rank keys, weights, and the walk along weights.
+// What the kernels of sampling share: their arguments, weights, and the walk along weights. Before this comes rank.cuh.
 
 // Logits whose weights are added up in LANES chains, whose sums are added in turn.
 constexpr u32 CHUNK = 1024;
@@ -25,13 +25,6 @@ constexpr int GROUPS_EACH = MOST_GROUPS / RANK_THREADS;
 constexpr u32 MOST_RANKED = 2048;
 constexpr u32 ROOM = 2 * MOST_RANKED;
 static_assert(ROOM * sizeof(u16) == MOST_RANKED * sizeof(float), "weights take the place of groups");
-
-// Rank keys: the logit, in descending order, above the token. Smaller is better.
-using key = u64;
-constexpr key NOTHING = ~0ull;
-
-// Words in front of a batch of the host.
-constexpr u32 NEXT_HEAD = 4;
 
 struct Request {
     double uniform;
@@ -78,7 +71,8 @@ struct Args {
     // [all seen], of the host.
     const Seen* seen;
     Saved* saved;
-    // Best key of each group, [rows][spans][SPAN_THREADS], and of each span, [rows][spans].
+    // Best key of each group, [rows][spans][SPAN_THREADS], and of each span, [rows][spans]. Where the kernel that computed
+    // the logits has left best keys of shares of its own, these are spans, and there are no groups.
     key* groups;
     key* bests;
     // Wished sums of chunks, [rows][chunks].
@@ -92,36 +86,16 @@ struct Args {
     u32 spans;
     u32 chunks;
     // The batch of the run that starts behind, of the host and of the device; none where none does. Tokens come first in
-    // it, and are those chosen; the words from next_first on are copied. The host's are behind NEXT_HEAD words, of which the
-    // first says how many they are, and there is room for EACH for every thread of a block.
+    // it, and are those chosen; the words from next_first up to next_end, multiples of EACH, are copied.
     const u32* next_host;
     u32* next_batch;
     u32 next_first;
-    u32 unused;
+    u32 next_end;
 };
 
 // Gives the next run the token of a row. Where none could be chosen the run is in vain, but must not read beyond tables.
 __device__ __forceinline__ void tell_next(const Args& args, u32 row, key chosen) {
     if (args.next_batch) args.next_batch[row] = u32(chosen) < args.vocabulary ? u32(chosen) : 0;
-}
-
-__device__ __forceinline__ key rank_key(float logit, u32 token) {
-    // Adding 0 makes -0 to 0.
-    u32 bits = bits_of(logit + 0.0f);
-    u32 descending = bits >> 31 ? bits : ~bits & 0x7fffffff;
-    bool finite = (bits & 0x7f800000) != 0x7f800000;
-    return finite ? u64(descending) << 32 | token : 0;
-}
-
-__device__ __forceinline__ float logit_of(key k) {
-    u32 descending = u32(k >> 32);
-    return float_of(descending >> 31 ? descending : ~descending & 0x7fffffff);
-}
-
-__device__ __forceinline__ key warp_best(key best) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) best = minimum(best, __shfl_xor_sync(FULL_WARP, best, offset));
-    return best;
 }
 
 // The best key of a row, in every lane.

@@ -59,6 +59,8 @@ struct TokenArgs {
     const f32* cos;
     const f32* sin;
     f32* logits;
+    // The best rank key of each block's logits.
+    u64* bests;
     // The epoch of the next token's first layer.
     u32* epoch;
     // Exchange buffers; token_exchange.cuh says what a word is. From DOWN to QKV and LOGITS, and the residual of OUT.

@@ -53,6 +53,18 @@ __device__ __forceinline__ void single_phase(
     ending.finish(total[0], alpha, epoch, is_out ? epoch : epoch + 1, finisher.valid);
 }
 
+// What the choice of the next token asks first. `best` is a thread's.
+__device__ __forceinline__ void store_best(const TokenArgs& args, key best, const Work& work) {
+    key* of_warp = reinterpret_cast<key*>(work.scratch);
+    const u32 lane = threadIdx.x % 32;
+    best = warp_best(best);
+    if (lane == 0) of_warp[threadIdx.x / 32] = best;
+    consumers_sync();
+    if (threadIdx.x >= 32) return;
+    best = warp_best(lane < CONSUMER_WARPS ? of_warp[lane] : NOTHING);
+    if (lane == 0) args.bests[blockIdx.x] = best;
+}
+
 // LOGITS: a warp has a tile of each group, and adds its segments itself.
 __device__ __forceinline__ void logits_phase(
     const TokenArgs& args, const Phase& phase, const Share& share, const Ring& ring, u32 fill, const Work& work, u32 epoch
@@ -62,6 +74,7 @@ __device__ __forceinline__ void logits_phase(
     auto asked = ask_normed(args.hidden, phase.columns);
     take_normed(asked, weight, phase.columns, args.eps, epoch, work);
     const u32 pairs = share.pairs, warp = threadIdx.x / 32;
+    key best = NOTHING;
     for (u32 group = 0; group + warp < share.count; group += CONSUMER_WARPS) {
         const u32 tiles = minimum(share.count - group, CONSUMER_WARPS);
         float total = 0.0f;
@@ -80,6 +93,11 @@ __device__ __forceinline__ void logits_phase(
             total = total + sums[0];
             total = total + sums[3];
         }
-        if (threadIdx.x % 4 == 0) args.logits[(share.first + group + warp) * TILE + threadIdx.x % 32 / 4] = total;
+        if (threadIdx.x % 4 == 0) {
+            const u32 token = (share.first + group + warp) * TILE + threadIdx.x % 32 / 4;
+            args.logits[token] = total;
+            best = minimum(best, rank_key(total, token));
+        }
     }
+    store_best(args, best, work);
 }

@@ -15,6 +15,7 @@ use mantissa_ops::reduction::{self, Reduced, Request};
 use crate::batch::{NextBatch, Rows};
 use crate::error::CudaError;
 use crate::families::sampling::Kernel;
+use crate::graph::Choice;
 use crate::reducer::{Launches, Outcome, Wishes};
 use crate::session::{CudaSession, Failure};
 use crate::steps::{LaunchTarget, StepError};
@@ -100,17 +101,17 @@ impl CudaSession {
         }
     }
 
-    /// What serves requests with these wishes. Where a run is to follow, its batch is brought to the device, and the logits,
+    /// What serves requests. Where a run is to follow, its batch is brought to the device, and the logits,
     /// which it replaces, keep their penalties.
     pub(crate) fn reduction(
         &self,
         rows: usize,
-        wishes: Wishes,
+        Choice { wishes, bests }: Choice,
         next: Option<NextBatch>,
     ) -> Result<Launches, StepError> {
         let logits = self.plan.program.logits().ok_or(StepError::Missing("logits"))?;
         let reducer = self.reducer.as_ref().ok_or(StepError::Missing("reduction of logits"))?;
-        Ok(reducer.launches(rows, wishes, self.values.place(logits), &self.scratch.reduction, next))
+        Ok(reducer.launches(rows, wishes, self.values.place(logits), &self.scratch.reduction, bests, next))
     }
 
     pub(crate) fn launch_reduction(
@@ -127,7 +128,8 @@ impl CudaSession {
     fn reduce_now(&mut self, requests: &[Request<'_>]) -> Result<(), Failure> {
         self.device.bind()?;
         self.write_requests(requests);
-        let mut launches = self.reduction(requests.len(), Wishes::of(requests), None).map_err(failure)?;
+        let choice = Choice { wishes: Wishes::of(requests), bests: self.bests };
+        let mut launches = self.reduction(requests.len(), choice, None).map_err(failure)?;
         if requests.iter().any(|request| request.penalties.is_some()) {
             let width = launches.args.vocabulary as usize;
             launches.kernels.push((Kernel::Restore, Kernel::Restore.launch_shape(requests.len(), width)));
@@ -137,7 +139,7 @@ impl CudaSession {
     }
 
     /// Waits until kernels have written all results of the requests to the host's memory. A batch that was handed over has been
-    /// brought then: the first kernel does that, and ends before others write results.
+    /// brought then: it is before results are written.
     fn wait_for_results(&self, requests: &[Request<'_>]) -> Result<(), Failure> {
         let have_come = || self.reducer.as_ref().is_none_or(|reducer| reducer.is_complete(requests));
         loop {

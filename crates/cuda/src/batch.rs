@@ -13,7 +13,6 @@ use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
 use crate::error::CudaError;
 use crate::families::attention::{Route, SPAN, Work};
 use crate::families::batch::{BatchView, Sequence};
-use crate::families::sampling::{LEAST_NEXT, NEXT_HEAD};
 use crate::families::tiles::Tile;
 use crate::graph::MOST_SHAPES;
 
@@ -163,12 +162,14 @@ impl RepeatedShape {
 /// Where a kernel finds a batch that is laid out for it, and where it brings it: the same for all batches of one shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NextBatch {
-    /// Address on the host: of [`NEXT_HEAD`] words, of which the first is the number of the words that follow.
+    /// Address on the host.
     pub host: u64,
     /// Address on the device.
     pub device: u64,
     /// The first word to bring. Those before it are tokens, which the kernel writes itself.
     pub first: u32,
+    /// Where the words end that a batch of the shape can have.
+    pub end: u32,
 }
 
 /// Memory for a session's batches.
@@ -200,7 +201,7 @@ impl DeviceBatch {
         let bytes = layout.end.saturating_mul(WORD);
         Ok(DeviceBatch {
             uploaded: device.allocate_host(bytes, "batch")?,
-            handed_over: device.allocate_host(bytes.max(LEAST_NEXT * WORD) + NEXT_HEAD * WORD, "batch")?,
+            handed_over: device.allocate_host(bytes, "batch")?,
             device: device.allocate(bytes, "batch")?,
             page_size: limits.page_size,
             work: vec![Default::default(); kinds.len()],
@@ -252,8 +253,13 @@ impl DeviceBatch {
     /// further batches of the same shape are to be expected.
     pub fn repeated_shape(&self, rows: RunRows) -> Option<RepeatedShape> {
         let RunRows { tokens, outputs } = rows;
-        let span_bucket = self.work.iter().flatten().map(|work| work.span_bucket).max()?;
+        let span_bucket = self.span_bucket()?;
         (tokens == self.sequences).then_some(RepeatedShape { tokens, outputs, span_bucket })
+    }
+
+    /// The next power of two to the spans that the longest sequence has, where there is attention.
+    fn span_bucket(&self) -> Option<usize> {
+        self.work.iter().flatten().map(|work| work.span_bucket).max()
     }
 
     fn address(&self, word: usize) -> u64 {
@@ -274,16 +280,20 @@ impl DeviceBatch {
     /// before.
     pub fn hand_over(&mut self, batch: &Batch<'_>) {
         self.divide(batch);
-        let (head, words) =
-            bytemuck::cast_slice_mut::<u8, u32>(&mut self.handed_over).split_at_mut(NEXT_HEAD);
-        let parts = Parts { page_size: self.page_size, work: &self.work };
-        head[0] = fill(words, &self.layout, batch, parts) as u32;
+        let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.handed_over);
+        fill(words, &self.layout, batch, Parts { page_size: self.page_size, work: &self.work });
     }
 
     /// Where the kernel finds it.
     pub fn handed_over(&self) -> NextBatch {
-        let (host, device) = (self.handed_over.address(), self.device.address());
-        NextBatch { host, device, first: self.layout.positions as u32 }
+        let spans = self.span_bucket().unwrap_or(0);
+        let end = most_words(&self.layout, self.sequences, spans, self.page_size);
+        NextBatch {
+            host: self.handed_over.address(),
+            device: self.device.address(),
+            first: self.layout.positions as u32,
+            end: end.min(self.device.bytes() / WORD) as u32,
+        }
     }
 
     /// Divides some batch of a shape, for its launches to be recorded.
@@ -317,6 +327,12 @@ fn first_wanted(batch: &Batch<'_>) -> usize {
         return 0;
     }
     batch.outputs.iter().min().map_or(batch.rows(), |&row| row as usize)
+}
+
+/// The words that a batch of so many sequences has at most, none of which has more spans of positions.
+fn most_words(layout: &Layout, sequences: usize, spans: usize, page_size: usize) -> usize {
+    let pages = Limits::pages_for(page_size, spans.saturating_mul(SPAN)).saturating_mul(sequences);
+    (layout.block_tables + pages).next_multiple_of(ALIGN)
 }
 
 /// What a layout is filled from beside the batch.
@@ -416,6 +432,9 @@ mod tests {
         let used = fill(&mut words, &layout, &batch, Parts { page_size: 16, work: &[[all, wanted]] });
         // Positions up to 17 need two pages of the first sequence; the second needs one.
         assert_eq!(used, layout.block_tables + 3);
+        // A span has up to four.
+        assert_eq!(most_words(&layout, 2, 1, 16), layout.block_tables + 8);
+        assert_eq!(most_words(&layout, 1, 1, 48), layout.block_tables + 4);
         let at = |start: usize, length: usize| words[start..start + length].to_vec();
         assert_eq!(at(layout.tokens, 5), [11, 12, 13, 14, 99]);
         assert_eq!(at(layout.positions, 4), [15, 16, 17, 0]);

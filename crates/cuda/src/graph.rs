@@ -10,7 +10,7 @@ use crate::batch::RepeatedShape;
 use crate::device::{Context, Kernel, Stream, driver_error};
 use crate::error::CudaError;
 use crate::kernel::Launch;
-use crate::reducer::Wishes;
+use crate::reducer::{Bests, Wishes};
 use crate::stream::{Blocks, Starts, refused};
 
 /// Launches that were recorded from a stream, with their arguments.
@@ -37,8 +37,17 @@ unsafe impl Send for Graph {}
 pub(crate) struct Content {
     /// That of the batch that is run.
     pub shape: RepeatedShape,
-    /// Of the requests that choose its tokens in front of the run, if any do.
-    pub wishes: Option<Wishes>,
+    /// What chooses its tokens in front of the run, if anything does.
+    pub choice: Option<Choice>,
+}
+
+/// What decides on the launches of a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Of all requests.
+    pub wishes: Wishes,
+    /// Best keys that the run before has left.
+    pub bests: Option<Bests>,
 }
 
 /// Graphs by their content, the one used last at the end.
@@ -49,7 +58,7 @@ pub(crate) struct Graphs {
 
 /// Shapes for which a session keeps graphs: more than sequences that come and go need at a time.
 pub(crate) const MOST_SHAPES: usize = 64;
-/// With and without a choice in front.
+/// Behind nothing and behind a choice, or behind two choices.
 const MOST_GRAPHS: usize = 2 * MOST_SHAPES;
 
 impl Graphs {

@@ -205,7 +205,11 @@ impl SourceFile {
             }
             SourceFile::Rope => include_str!("../kernels/rope.cu"),
             SourceFile::Sampling => {
-                concat!(include_str!("../kernels/sampling.cuh"), include_str!("../kernels/sampling.cu"))
+                concat!(
+                    include_str!("../kernels/rank.cuh"),
+                    include_str!("../kernels/sampling.cuh"),
+                    include_str!("../kernels/sampling.cu")
+                )
             }
             SourceFile::Sdpa => include_str!("../kernels/sdpa.cu"),
             SourceFile::Selftest => include_str!("../kernels/selftest.cu"),
@@ -216,6 +220,7 @@ impl SourceFile {
                 include_str!("../kernels/cache.cuh"),
                 include_str!("../kernels/attention_mma.cuh"),
                 include_str!("../kernels/attention_span.cuh"),
+                include_str!("../kernels/rank.cuh"),
                 include_str!("../kernels/token_args.cuh"),
                 include_str!("../kernels/token_exchange.cuh"),
                 include_str!("../kernels/token_ring.cuh"),

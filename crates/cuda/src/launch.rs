@@ -8,7 +8,7 @@ use mantissa_ops::program::RunRows;
 
 use crate::ahead::failure;
 use crate::batch::{RepeatedShape, Rows};
-use crate::graph::{Content, Graph, Recorder};
+use crate::graph::{Choice, Content, Graph, Recorder};
 use crate::reducer::Wishes;
 use crate::select::records;
 use crate::session::{CudaSession, Failure};
@@ -37,22 +37,28 @@ impl CudaSession {
             return self.launch_steps(target).map(|()| Launched::Steps);
         };
         match self.token(shape) {
-            Some(token) => self.launch_token(target, token, shape).map(|()| Launched::Token),
-            None => self.launch_graph(Content { shape, wishes: None }),
+            Some(token) => {
+                self.launch_token(target, token, shape)?;
+                self.bests = Some(token.bests());
+                Ok(Launched::Token)
+            }
+            None => self.launch_graph(Content { shape, choice: None }),
         }
     }
 
     /// Launches, with the batch that was handed over, the reduction that chooses its tokens, and behind it every step.
     pub(crate) fn launch_behind(&mut self, wishes: Wishes) -> Result<(), Failure> {
-        match self.repeated_shape() {
-            Some(shape) => self.launch_graph(Content { shape, wishes: Some(wishes) }).map(drop),
-            None => Err(failure(StepError::Missing("shape of a batch that follows"))),
-        }
+        let missing = || failure(StepError::Missing("shape of a batch that follows"));
+        let shape = self.repeated_shape().ok_or_else(missing)?;
+        let choice = Choice { wishes, bests: self.bests };
+        self.launch_graph(Content { shape, choice: Some(choice) })?;
+        self.bests = self.token(shape).map(TokenKernel::bests);
+        Ok(())
     }
 
     /// Launches what chooses the tokens of the batch that was handed over, and brings it.
-    fn launch_choice(&self, target: LaunchTarget<'_>, wishes: Wishes) -> Result<(), Failure> {
-        let launches = self.reduction(self.rows.outputs, wishes, Some(self.batch.handed_over()));
+    fn launch_choice(&self, target: LaunchTarget<'_>, choice: Choice) -> Result<(), Failure> {
+        let launches = self.reduction(self.rows.outputs, choice, Some(self.batch.handed_over()));
         launches.and_then(|launches| self.launch_reduction(target, &launches)).map_err(failure)
     }
 
@@ -107,10 +113,14 @@ impl CudaSession {
             if self.repeated_shape() != Some(shape) {
                 continue;
             }
-            let alone = self.token(shape).is_none().then_some(None);
-            let behind = self.reducer.is_some().then_some(Some(Wishes::default()));
-            for wishes in alone.into_iter().chain(behind) {
-                let content = Content { shape, wishes };
+            let token = self.token(shape);
+            let alone = token.is_none().then_some(None);
+            // Behind a prompt, and behind another token.
+            let bests = [Some(None), token.map(|token| Some(token.bests()))].into_iter().flatten();
+            let behind = bests.map(|bests| Some(Choice { wishes: Wishes::default(), bests }));
+            let behind = behind.filter(|_| self.reducer.is_some());
+            for choice in alone.into_iter().chain(behind).collect::<Vec<_>>() {
+                let content = Content { shape, choice };
                 let graph = self.record(content)?;
                 self.graphs.keep(content, graph);
             }
@@ -120,11 +130,11 @@ impl CudaSession {
     }
 
     /// Records the launches for the batch that is laid out, and in front of them the choice of its tokens, if there is one.
-    fn record(&self, Content { shape, wishes }: Content) -> Result<Graph, Failure> {
+    fn record(&self, Content { shape, choice }: Content) -> Result<Graph, Failure> {
         let recorder = RefCell::new(Recorder::new(&self.stream)?);
         let target = LaunchTarget::Graph(&recorder);
-        if let Some(wishes) = wishes {
-            self.launch_choice(target, wishes)?;
+        if let Some(choice) = choice {
+            self.launch_choice(target, choice)?;
         }
         match self.token(shape) {
             // It reads its batch, which the choice brings, behind its wait.

@@ -128,9 +128,12 @@ impl Wishes {
         }
     }
 
-    /// The kernels that serve the requests, in order. After [`Kernel::Penalise`] there is [`Kernel::Restore`] to come, for
-    /// which no one needs to wait.
-    fn kernels(self) -> Vec<Kernel> {
+    /// The kernels that serve the requests, in order; `bests` says whether best keys are there already. After
+    /// [`Kernel::Penalise`] there is [`Kernel::Restore`] to come, for which no one needs to wait.
+    fn kernels(self, bests: bool) -> Vec<Kernel> {
+        if bests && self == Wishes::default() {
+            return vec![Kernel::FirstSums];
+        }
         let order = [
             (true, Kernel::Largest),
             (true, Kernel::OwnSums),
@@ -142,6 +145,13 @@ impl Wishes {
         ];
         order.into_iter().filter_map(|(wanted, kernel)| wanted.then_some(kernel)).collect()
     }
+}
+
+/// Best keys of a row of logits, which the kernel that computed them has left on the device: one for each share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bests {
+    pub address: u64,
+    pub count: u32,
 }
 
 /// What is to be launched.
@@ -180,14 +190,15 @@ impl Reducer {
     }
 
     /// What to launch for so many requests with these wishes, after they were [written](Reducer::write). `scratch` holds
-    /// [`RowsAndLogits::device_bytes`] bytes. Where a run starts behind, its batch is brought to the device, with the tokens
-    /// that were chosen.
+    /// [`RowsAndLogits::device_bytes`] bytes; `bests` are those of the one row that there is. Where a run starts behind, its
+    /// batch is brought to the device, with the tokens that were chosen.
     pub fn launches(
         &self,
         rows: usize,
         wishes: Wishes,
         logits: Place,
         scratch: &DeviceBuffer,
+        bests: Option<Bests>,
         next: Option<NextBatch>,
     ) -> Launches {
         let next = next.unwrap_or_default();
@@ -195,6 +206,9 @@ impl Reducer {
         let device = |part: usize| scratch.address() + part as u64;
         let host = |part: usize| self.host.address() + part as u64;
         let plain = wishes == Wishes::default();
+        let bests = bests.filter(|_| plain);
+        let spans = Bests { address: device(layout.bests), count: sampling::spans(layout.vocabulary) as u32 };
+        let Bests { address, count } = bests.unwrap_or(spans);
         let args = Args {
             logits: logits.address,
             host_requests: if plain { 0 } else { host(layout.host_requests) },
@@ -202,24 +216,24 @@ impl Reducer {
             seen: host(layout.seen),
             saved: device(layout.saved),
             groups: device(layout.groups),
-            bests: device(layout.bests),
+            bests: address,
             sums: device(layout.sums),
             found: host(layout.found),
             own_sums: host(layout.own_sums),
             unpenalised: host(layout.unpenalised),
             vocabulary: layout.vocabulary as u32,
             stride: logits.stride,
-            spans: sampling::spans(layout.vocabulary) as u32,
+            spans: count,
             chunks: sampling::chunks(layout.vocabulary) as u32,
             next_host: next.host,
             next_batch: next.device,
             next_first: next.first,
-            unused: 0,
+            next_end: next.end,
         };
-        let kernels = wishes.kernels().into_iter();
+        let kernels = wishes.kernels(bests.is_some()).into_iter();
         let mut kernels: Vec<_> =
             kernels.map(|kernel| (kernel, kernel.launch_shape(rows, layout.vocabulary))).collect();
-        if let (Some((_, largest)), true) = (kernels.first_mut(), next.device != 0) {
+        if let (Some((Kernel::Largest, largest)), true) = (kernels.first_mut(), next.device != 0) {
             // A block beyond the spans brings the batch.
             largest.grid[0] += 1;
         }
@@ -414,13 +428,19 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_launched() {
-        use Kernel::{Draw, Largest, OwnSums, Penalise, Rank, WishedSums};
-        let kernels = |requests: &[Request<'_>]| Wishes::of(requests).kernels();
+        use Kernel::{Draw, FirstSums, Largest, OwnSums, Penalise, Rank, WishedSums};
+        let kernels = |requests: &[Request<'_>]| Wishes::of(requests).kernels(false);
         assert_eq!(kernels(&[plain(Wish::Best), plain(Wish::Best)]), [Largest, OwnSums]);
         assert_eq!(kernels(&[plain(Wish::Best), plain(TOP_K)]), [Largest, OwnSums, Rank]);
         assert_eq!(kernels(&[plain(NUCLEUS)]), [Largest, OwnSums, WishedSums, Rank]);
         assert_eq!(kernels(&[plain(DRAW)]), [Largest, OwnSums, WishedSums, Draw]);
         assert_eq!(kernels(&[penalised(Wish::Best)]), [Largest, OwnSums, Penalise, Largest, Rank]);
+        // Best keys that are there already do only where nothing else is asked for.
+        let behind_bests = |request: Request<'_>| Wishes::of(&[request]).kernels(true);
+        assert_eq!(behind_bests(plain(Wish::Best)), [FirstSums]);
+        for request in [plain(TOP_K), plain(NUCLEUS), plain(DRAW), penalised(Wish::Best)] {
+            assert_eq!(behind_bests(request), Wishes::of(&[request]).kernels(false));
+        }
     }
 
     #[test]

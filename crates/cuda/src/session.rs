@@ -24,7 +24,7 @@ use crate::families::{attention, elementwise, qkv, sampling};
 use crate::graph::Graphs;
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
-use crate::reducer::{self, Reducer};
+use crate::reducer::{self, Bests, Reducer};
 use crate::scratch::{Scratch, ScratchSizes};
 use crate::select::{Chooser, Formats, required_kernels, token_spec};
 use crate::stream::Event;
@@ -52,6 +52,8 @@ pub(crate) struct CudaSession {
     /// Bytes of the last run's logits, once they are asked for.
     pub(crate) logit_bytes: Option<usize>,
     pub(crate) reducer: Option<Reducer>,
+    /// What the last run's kernel has left of its logits, as long as nobody else has written them.
+    pub(crate) bests: Option<Bests>,
     pub(crate) rows: RunRows,
     taken: Taken,
     pub(crate) graphs: Graphs,
@@ -143,6 +145,7 @@ impl CudaSession {
             logits,
             logit_bytes: None,
             reducer,
+            bests: None,
             rows: RunRows::default(),
             taken,
             graphs: Graphs::default(),
@@ -167,6 +170,7 @@ impl CudaSession {
         batch.check(&self.limits, &self.plan.batch_rules())?;
         // Whatever fails from here on, no number of the run before is given out as this one's.
         self.logit_bytes = None;
+        self.bests = None;
         let whole = |error: CudaError| RunError::from(Failure::from(error));
         self.device.bind().map_err(whole)?;
         // The batch before may still be running, and this one takes its place.
@@ -389,6 +393,7 @@ impl Session for CudaSession {
         self.device
             .bind()
             .map_err(|error| RunError::Kernel { step: "write".to_owned(), message: error.to_string() })?;
+        self.bests = None;
         self.values.write(value, numbers)
     }
 

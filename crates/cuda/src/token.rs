@@ -1,6 +1,7 @@
 //! A session's kernel for a token of one sequence: its tables and the words that its blocks exchange.
 
 use mantissa_ops::backend::PrepareError;
+use mantissa_ops::reduction::RankKey;
 use mantissa_ops::{Limits, Plan, WeightId};
 
 use crate::cache::KvCache;
@@ -12,6 +13,7 @@ use crate::families::token::{
     self, Args, Chain, DecodeVariant, KINDS, Lowered, Phase, Places, Refusal, Sizes, TileRange,
 };
 use crate::kernel::{KernelSpec, Launch};
+use crate::reducer::Bests;
 use crate::select::{Chooser, Formats, token_spec};
 use crate::tables::RopeTables;
 use crate::tensor_map::TensorMap;
@@ -27,6 +29,7 @@ const ALIGN: usize = 256;
 struct Layout {
     /// In the order of [`Sizes::exchange_words`].
     exchange: [usize; 6],
+    bests: usize,
     phases: usize,
     maps: usize,
     ranges: usize,
@@ -44,10 +47,11 @@ impl Layout {
         };
         let exchange =
             sizes.exchange_words(sections).map(|words| take(words.saturating_mul(size_of::<u64>())));
+        let bests = take(sizes.blocks * size_of::<RankKey>());
         let phases = take(sizes.phases() * size_of::<Phase>());
         let maps = take(sizes.matrices() * size_of::<TensorMap>());
         let ranges = take(token::tables(sections) * table_bytes(sizes));
-        Layout { exchange, phases, maps, ranges, end: next }
+        Layout { exchange, bests, phases, maps, ranges, end: next }
     }
 }
 
@@ -132,6 +136,11 @@ impl TokenKernel {
         })
     }
 
+    /// Where it leaves the best keys of its logits.
+    pub fn bests(&self) -> Bests {
+        Bests { address: self.args.bests, count: self.launch.grid[0] }
+    }
+
     /// Its arguments for a batch of one row that sees about `spans` spans of positions.
     pub fn args(&self, batch: BatchView, spans: usize) -> Args {
         let table = self.ranges + token::table(token::sections_of(spans)) * self.table_bytes;
@@ -164,6 +173,7 @@ impl Parts<'_> {
             cos: self.tables.cos(),
             sin: self.tables.sin(),
             logits: self.values.place(chain.logits.out).address,
+            bests: at(layout.bests),
             epoch: at(0),
             hidden,
             middle,
@@ -214,10 +224,10 @@ mod tests {
         let starts: Vec<usize> = layout
             .exchange
             .into_iter()
-            .chain([layout.phases, layout.maps, layout.ranges, layout.end])
+            .chain([layout.bests, layout.phases, layout.maps, layout.ranges, layout.end])
             .collect();
         let exchange = sizes.exchange_words(64).map(|words| words * 8);
-        let tables = [121 * 72, 121 * 128, 7 * 6 * 132 * 8];
+        let tables = [132 * 8, 121 * 72, 121 * 128, 7 * 6 * 132 * 8];
         for (pair, bytes) in starts.windows(2).zip(exchange.into_iter().chain(tables)) {
             assert!(pair[0] + bytes <= pair[1] && pair[1] < pair[0] + bytes + ALIGN && pair[0] % ALIGN == 0);
         }

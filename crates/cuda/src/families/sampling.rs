@@ -19,11 +19,6 @@ const SUM_THREADS: u32 = 256;
 /// Chunks that one block adds up.
 const SUM_CHUNKS: usize = 2;
 
-/// Words in front of a batch that [`Kernel::Largest`] brings; the first is the number of those that follow.
-pub const NEXT_HEAD: usize = 4;
-/// Words that there must be room for behind them.
-pub const LEAST_NEXT: usize = 4 * SPAN_THREADS as usize;
-
 /// One row's request; `sums` is 1 where weights are to be added up for top-p, 2 for a draw from all.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -86,7 +81,7 @@ pub struct Args {
     pub next_host: u64,
     pub next_batch: u64,
     pub next_first: u32,
-    pub unused: u32,
+    pub next_end: u32,
 }
 
 /// The kernels, in the order in which they are launched.
@@ -96,6 +91,8 @@ pub enum Kernel {
     Largest,
     /// Sums of weights at temperature 1.
     OwnSums,
+    /// The same, with nothing before it, where best keys are there already; brings a batch, too.
+    FirstSums,
     /// Applies penalties.
     Penalise,
     /// Sums of the weights that requests ask for.
@@ -110,9 +107,10 @@ pub enum Kernel {
 
 impl Kernel {
     /// All of them.
-    pub const ALL: [Kernel; 7] = [
+    pub const ALL: [Kernel; 8] = [
         Kernel::Largest,
         Kernel::OwnSums,
+        Kernel::FirstSums,
         Kernel::Penalise,
         Kernel::WishedSums,
         Kernel::Rank,
@@ -124,14 +122,16 @@ impl Kernel {
     pub fn spec(self) -> KernelSpec {
         let entry = match self {
             Kernel::Largest => "largest",
-            Kernel::OwnSums | Kernel::WishedSums => "sums",
+            Kernel::OwnSums | Kernel::FirstSums | Kernel::WishedSums => "sums",
             Kernel::Penalise | Kernel::Restore => "penalties",
             Kernel::Rank => "rank",
             Kernel::Draw => "draw",
         };
         let wished = u32::from(self == Kernel::WishedSums);
+        let first = u32::from(self == Kernel::FirstSums);
         let restore = u32::from(self == Kernel::Restore);
-        let aliases = vec![Alias::count("WISHED", wished), Alias::count("RESTORE", restore)];
+        let counts = [("WISHED", wished), ("FIRST", first), ("RESTORE", restore)];
+        let aliases = counts.map(|(name, count)| Alias::count(name, count)).to_vec();
         KernelSpec { file: SourceFile::Sampling, entry, aliases }
     }
 
@@ -140,8 +140,10 @@ impl Kernel {
         let grid = |across: usize| [across as u32, rows as u32, 1];
         match self {
             Kernel::Largest => Launch { grid: grid(spans(vocabulary)), block: SPAN_THREADS, shared: 0 },
-            Kernel::OwnSums | Kernel::WishedSums => {
-                Launch { grid: grid(chunks(vocabulary).div_ceil(SUM_CHUNKS)), block: SUM_THREADS, shared: 0 }
+            Kernel::OwnSums | Kernel::FirstSums | Kernel::WishedSums => {
+                let beyond = usize::from(self == Kernel::FirstSums);
+                let blocks = chunks(vocabulary).div_ceil(SUM_CHUNKS) + beyond;
+                Launch { grid: grid(blocks), block: SUM_THREADS, shared: 0 }
             }
             Kernel::Penalise | Kernel::Restore => block_per_row(rows, 256),
             Kernel::Rank => block_per_row(rows, RANK_THREADS),

@@ -109,6 +109,7 @@ pub struct Args {
     pub cos: u64,
     pub sin: u64,
     pub logits: u64,
+    pub bests: u64,
     pub epoch: u64,
     pub hidden: u64,
     pub middle: u64,
@@ -237,7 +238,7 @@ mod tests {
     #[test]
     fn arguments_have_the_sizes_of_the_kernel_s() {
         assert_eq!((size_of::<Phase>(), size_of::<TileRange>()), (72, 8));
-        assert_eq!((size_of::<Args>(), align_of::<Args>()), (208, 8));
-        assert_eq!(std::mem::offset_of!(Args, phase_count), 152);
+        assert_eq!((size_of::<Args>(), align_of::<Args>()), (216, 8));
+        assert_eq!(std::mem::offset_of!(Args, phase_count), 160);
     }
 }
