@@ -6,7 +6,8 @@
 // multiply 64 activations each by all WEIGHT_ROWS weights of the tile. Blocks stay and take one tile after another; what
 // becomes of the sums of one tile is computed while the tensor cores are at work on the first segment of the next.
 //
-// Blocks of a cluster take the same weights for neighbouring tiles of tokens, and each copies its part of these for all.
+// Blocks of a cluster take the same weights for neighbouring tiles of tokens, and each copies its part of these for all. Where
+// each block has one tile they take the same tokens, and share these in the same way.
 //
 // What becomes of sums stands in product_wgmma_plain.cuh or product_wgmma_qkv.cuh: Args, whose `product` is or begins as
 // ProductArgs, EPILOGUE_BYTES of shared memory before its barriers, init_epilogue(), prepare() and Finisher.
@@ -17,7 +18,7 @@ __device__ __forceinline__ void load_weights(const Args& args, const Ring& ring,
     barrier_expect(ring.full(), WEIGHT_BYTES);
     // Gates and ups of the same outputs, if the product has these.
     const u32 step = PARTS == 2 ? args.product.features : WEIGHT_BOX;
-    if constexpr (CLUSTER > 1) {
+    if constexpr (SHARED_WEIGHTS) {
         const u32 box = cluster_rank();
         load_box_for_all(ring.weights() + box * WEIGHT_BOX_BYTES, args.weights, column, feature + box * step, ring.full());
     } else {
@@ -30,6 +31,11 @@ __device__ __forceinline__ void load_weights(const Args& args, const Ring& ring,
 
 __device__ __forceinline__ void load_input(const Args& args, const Ring& ring, const OutputTile& tile, u32 column) {
     barrier_expect(ring.full(), tile.groups * GROUP_BYTES);
+    if constexpr (SHARED_INPUT) {
+        const u32 group = cluster_rank();
+        load_box_for_all(ring.input() + group * GROUP_BYTES, args.input, column, tile.token + group * GROUP_TOKENS, ring.full());
+        return;
+    }
     for (u32 group = 0; group < tile.groups; ++group) {
         load_box(ring.input() + group * GROUP_BYTES, args.input, column, tile.token + group * GROUP_TOKENS, ring.full());
     }
@@ -118,7 +124,7 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
             stage_of_segment<2>(ring, count, finish, last, finisher, sums, totals);
             stage_of_segment<3>(ring, count, finish, last, finisher, sums, totals);
             finish = false;
-            wgmma_wait(sums);
+            wgmma_wait<0>(sums);
             release(last);
             add_segment(sums, first == 0, totals);
             if (first == 0) finisher.begin(tile);
@@ -127,6 +133,60 @@ __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher 
         finish = true;
     }
     if (finish) finisher.finish(totals);
+    finisher.end();
+}
+
+// A segment that starts with this stage, and the end of the one before, if there is one.
+__device__ __forceinline__ void start_segment(const Tiles& tiles, u32 first, u32 group, Ring& ring, u32& last, Sums& sums,
+                                              Sums& before, Sums& totals) {
+    const u32 count = minimum(tiles.stages - first, u32(STAGES_OF_SEGMENT));
+#pragma unroll
+    for (int stage = 0; stage < STAGES_OF_SEGMENT; ++stage) {
+        if (stage >= count) continue;
+        barrier_wait(ring.full(), ring.parity);
+        multiply_stage(ring, group, stage != 0, sums);
+        if (stage != 0) {
+            wgmma_wait<1>();
+            release(last);
+        } else if (first != 0) {
+            wgmma_wait<1>(before);
+            release(last);
+            add_segment(before, first == STAGES_OF_SEGMENT, totals);
+        }
+        last = ring.empty();
+        ring.next();
+    }
+}
+
+// The end of the last segment, which starts with this stage.
+__device__ __forceinline__ void end_segment(u32 first, u32 last, Sums& sums, Sums& totals) {
+    wgmma_wait<0>(sums);
+    release(last);
+    add_segment(sums, first == 0, totals);
+}
+
+// The one tile of a block: nothing is to be finished beside it, so that there are registers for the sums of two segments.
+__device__ __forceinline__ void consume_lone(const Tiles& tiles, Ring ring, Finisher finisher) {
+    Sums even = {}, odd = {}, totals = {};
+    u32 first = 0, last = 0;
+    finisher.tile = tiles.at(blockIdx.x);
+    finisher.tile.token += finisher.group * GROUP_TOKENS;
+    finisher.begin(finisher.tile);
+    while (true) {
+        start_segment(tiles, first, finisher.group, ring, last, even, odd, totals);
+        if (first + STAGES_OF_SEGMENT >= tiles.stages) {
+            end_segment(first, last, even, totals);
+            break;
+        }
+        first += STAGES_OF_SEGMENT;
+        start_segment(tiles, first, finisher.group, ring, last, odd, even, totals);
+        if (first + STAGES_OF_SEGMENT >= tiles.stages) {
+            end_segment(first, last, odd, totals);
+            break;
+        }
+        first += STAGES_OF_SEGMENT;
+    }
+    finisher.finish(totals);
     finisher.end();
 }
 
@@ -165,7 +225,12 @@ __device__ __forceinline__ void multiply(const Args& args) {
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
         wait_for_inputs();
-        consume(tiles, ring, Finisher(args, epilogue, epilogue_barriers, warp / 4));
+        const Finisher finisher(args, epilogue, epilogue_barriers, warp / 4);
+        if constexpr (LONE) {
+            consume_lone(tiles, ring, finisher);
+        } else {
+            consume(tiles, ring, finisher);
+        }
     }
     // Others of the cluster may not have arrived yet at barriers of this block.
     if constexpr (CLUSTER > 1) cluster_sync();

@@ -2,7 +2,7 @@
 // division of the work into tiles.
 //
 // Aliases besides those of product.cuh: GROUPS, warpgroups that multiply 64 activations each by all WEIGHT_ROWS weights of a
-// tile; STAGES of shared memory; CLUSTER, blocks that share weights, which is one or two.
+// tile; STAGES of shared memory; CLUSTER, blocks that share an operand, which is one or two; LONE, where each block has one tile.
 
 // Columns of a stage, a row of which is 128 bytes.
 constexpr int DEPTH = 64;
@@ -19,13 +19,16 @@ constexpr int PARTS = EPILOGUE == SWIGLU ? 2 : 1;
 constexpr int FEATURES = WEIGHT_ROWS / PARTS;
 constexpr int GROUP_BYTES = GROUP_TOKENS * ROW_BYTES, INPUT_BYTES = GROUPS * GROUP_BYTES, WEIGHT_BYTES = WEIGHT_ROWS * ROW_BYTES;
 constexpr int STAGE_BYTES = INPUT_BYTES + WEIGHT_BYTES;
+// Blocks of a cluster share the inputs of lone tiles, else weights.
+constexpr bool SHARED_WEIGHTS = CLUSTER == 2 && !LONE, SHARED_INPUT = CLUSTER == 2 && LONE;
 // Boxes in which the weights of a stage are copied.
-constexpr int WEIGHT_BOXES = PARTS == 2 || CLUSTER == 2 ? 2 : 1;
+constexpr int WEIGHT_BOXES = PARTS == 2 || SHARED_WEIGHTS ? 2 : 1;
 constexpr int WEIGHT_BOX = WEIGHT_ROWS / WEIGHT_BOXES, WEIGHT_BOX_BYTES = WEIGHT_BYTES / WEIGHT_BOXES;
 // Token tiles that are taken together, so that blocks at work at the same time share operands in the L2.
 constexpr u32 TOGETHER = 8;
 
 static_assert(TOGETHER % CLUSTER == 0 && CLUSTER <= 2, "neighbouring tiles of tokens, a box of weights for each block");
+static_assert(!SHARED_INPUT || GROUPS == CLUSTER, "a box of the input for each block");
 static_assert(SEGMENT % DEPTH == 0 && FEATURES % 8 == 0 && WEIGHT_BOX % 8 == 0, "whole stages, and eights of outputs");
 
 // An opaque description of a matrix and of the boxes in which it is copied, made by the driver.
@@ -126,9 +129,11 @@ template <int PENDING>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
-// Waits for all, whose sums may be read then: the compiler sees no other reason not to read them before.
+// Waits like wgmma_wait<PENDING>() for these sums, which may be read then: the compiler sees no other reason not to read them
+// before.
+template <int PENDING>
 __device__ __forceinline__ void wgmma_wait(Sums& sums) {
-    wgmma_wait<0>();
+    wgmma_wait<PENDING>();
 #pragma unroll
     for (int i = 0; i < WEIGHT_ROWS / 2; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
@@ -206,11 +211,13 @@ struct Tiles {
         along_features = div_ceil(args.features, FEATURES);
         stages = div_ceil(args.columns, DEPTH);
         const u32 left = all() % gridDim.x;
-        whole = GROUPS == 2 && 2 * left <= gridDim.x ? all() - left : all();
+        whole = !LONE && GROUPS == 2 && 2 * left <= gridDim.x ? all() - left : all();
     }
     // Tiles and halves.
     __device__ __forceinline__ u32 count() const { return 2 * all() - whole; }
     __device__ __forceinline__ OutputTile at(u32 index) const {
+        // The blocks of a cluster take neighbouring weights for the same tokens.
+        if (LONE) return OutputTile{index / along_features * TOKENS, index % along_features * FEATURES, u32(GROUPS)};
         // The blocks of a cluster take the same half of neighbouring tiles.
         const u32 left = index < whole ? 0 : index - whole, half = left / CLUSTER % 2;
         const u32 tile = index < whole ? index : whole + left / (2 * CLUSTER) * CLUSTER + left % CLUSTER;

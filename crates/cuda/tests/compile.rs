@@ -26,7 +26,8 @@ const HEADS: [Heads; 4] = [
 ];
 
 /// Sizes at which every variant of products is chosen: features and columns; the last is of no multiple of a vector.
-const WEIGHTS: [(usize, usize); 3] = [(896, 896), (16_384, 4_864), (1_000, 1_001)];
+const WEIGHTS: [(usize, usize); 5] =
+    [(896, 896), (896, 4_864), (2_048, 8_192), (16_384, 4_864), (1_000, 1_001)];
 
 const MOST_ROWS: usize = 4_096;
 

@@ -49,8 +49,10 @@ pub struct Tile {
     pub weight_rows: u32,
     /// Stages of shared memory in flight: as many as there is room for.
     pub stages: u32,
-    /// Blocks of a cluster, which copy weights for each other: one or two.
+    /// Blocks of a cluster, which copy an operand for each other, weights or a lone tile's input: one or two.
     pub cluster: u32,
+    /// Whether it is the only one of its block, which has room for the sums of two segments then.
+    pub lone: bool,
 }
 
 /// What half a tile takes of the time of a whole one, in percent: one warpgroup multiplies, and all weights are copied.
@@ -62,6 +64,11 @@ const WIDEST: u32 = 160;
 
 /// Stages of each multiprocessor from which on clusters of two blocks are faster: they start later, and read the L2 less.
 const CLUSTERED_STAGES: usize = 128;
+
+/// Rows of the weights up to which a third set of sums fits registers.
+const MOST_LONE: u32 = 128;
+/// Stages from which on tiles that are their blocks' only ones are faster as such, by clusters of two.
+const LONE_STAGES: usize = 64;
 
 /// A tile to choose, whatever there is room for in shared memory.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +107,7 @@ impl Tile {
 
     /// Rows of the boxes in which weights are copied: gates and ups each for itself, and by each block of a cluster its own.
     const fn weight_box(self, product: Product) -> usize {
-        let boxes = if product.parts() == 2 || self.cluster == 2 { 2 } else { 1 };
+        let boxes = if product.parts() == 2 || self.cluster == 2 && !self.lone { 2 } else { 1 };
         self.weight_rows as usize / boxes
     }
 
@@ -179,7 +186,7 @@ impl Left {
 
 impl Size {
     const fn tile(self, stages: u32) -> Tile {
-        Tile { groups: self.groups, weight_rows: self.weight_rows, stages, cluster: 1 }
+        Tile { groups: self.groups, weight_rows: self.weight_rows, stages, cluster: 1, lone: false }
     }
 
     /// Blocks of a cluster: two where there are pairs of tiles with the same weights and enough to do for each.
@@ -189,6 +196,18 @@ impl Size {
         let pairs = shape.rows.div_ceil(tile.rows()).is_multiple_of(2) && multiprocessors.is_multiple_of(2);
         let stages = tile.tiles(product, shape) / multiprocessors * shape.columns.div_ceil(DEPTH);
         if tile.groups == 2 && pairs && stages >= CLUSTERED_STAGES { 2 } else { 1 }
+    }
+
+    /// Whether blocks have one long tile each, with pairs that have the same input.
+    fn is_lone(self, product: Product, shape: Shape, device: Capabilities) -> bool {
+        let tile = self.tile(0);
+        let tiles = tile.tiles(product, shape);
+        let each =
+            tiles <= device.multiprocessors as usize && Left::of(tiles, tile, device) == Left::Whole(tiles);
+        let pairs = shape.features.div_ceil(tile.features(product)).is_multiple_of(2);
+        let long = shape.columns.div_ceil(DEPTH) >= LONE_STAGES;
+        let room = tile.groups == 2 && tile.weight_rows <= MOST_LONE && product.epilogue == Epilogue::Store;
+        each && pairs && long && room
     }
 
     /// The tile with as many stages as there is room for, where `shared` says how much shared memory a tile takes. Two fit
@@ -230,8 +249,9 @@ pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Ti
     let time = |size: Size| size.time(product, shape, device);
     let quickest =
         others.into_iter().fold(first, |best, other| if time(other) < time(best) { other } else { best });
-    let cluster = quickest.cluster(product, shape, device);
-    Tile { cluster, ..quickest.staged(device, |tile| tile.shared(product)) }
+    let lone = quickest.is_lone(product, shape, device);
+    let cluster = if lone { 2 } else { quickest.cluster(product, shape, device) };
+    Tile { cluster, lone, ..quickest.staged(device, |tile| tile.shared(product)) }
 }
 
 /// The tile for a projection of queries, keys and values whose outputs the kernel finishes, if one is of whole heads.
@@ -253,6 +273,7 @@ pub fn spec(product: Product, tile: Tile) -> KernelSpec {
         Alias::count("WEIGHT_ROWS", tile.weight_rows),
         Alias::count("STAGES", tile.stages),
         Alias::count("CLUSTER", tile.cluster),
+        Alias::count("LONE", tile.lone.into()),
     ]);
     let entry = if tile.cluster == 1 { "product_wgmma" } else { "product_wgmma_clusters" };
     KernelSpec { file: SourceFile::ProductWgmma, entry, aliases }
@@ -362,7 +383,7 @@ mod tests {
     #[test]
     fn boxes_of_outputs() {
         let boxes = |weight_rows, epilogue| {
-            Tile { groups: 2, weight_rows, stages: 4, cluster: 1 }.boxes(product(epilogue))
+            Tile { groups: 2, weight_rows, stages: 4, cluster: 1, lone: false }.boxes(product(epilogue))
         };
         assert_eq!(boxes(192, Epilogue::Store), (BoxWidth::Bytes128, 3));
         assert_eq!(boxes(192, Epilogue::SwiGlu), (BoxWidth::Bytes64, 3));
@@ -403,13 +424,30 @@ mod tests {
         assert_eq!(cluster(SwiGlu, [8064, 4864, 896]), 1, "63 tiles of tokens");
         assert_eq!(cluster(Store, [8192, 896, 4864]), 2);
         assert_eq!(cluster(Store, [8192, 896, 896]), 1);
-        assert_eq!(cluster(Store, [2048, 896, 4864]), 1);
+        assert_eq!(cluster(Store, [2176, 896, 4864]), 1);
         assert_eq!(cluster(Store, [2048, 2048, 8192]), 2);
         assert_eq!(cluster(SwiGlu, [2048, 4864, 896]), 1);
         assert_eq!(cluster(SwiGlu, [2048, 8192, 2048]), 2);
         let shape = Shape { rows: 8192, features: 3072, columns: 2048 };
         let cluster = |shape| choose_qkv(product(Epilogue::Plain), shape, 64, H200).map(|tile| tile.cluster);
         assert_eq!([cluster(shape), cluster(Shape { rows: 2048, ..shape })], [Some(2), Some(1)]);
+    }
+
+    #[test]
+    fn long_tiles_that_are_alone_share_their_input() {
+        let chosen = |epilogue, [rows, features, columns]: [usize; 3]| {
+            let tile = choose(product(epilogue), Shape { rows, features, columns }, H200);
+            (tile.lone, tile.cluster)
+        };
+        use Epilogue::{Plain, Store};
+        assert_eq!(chosen(Store, [2048, 896, 4864]), (true, 2));
+        assert_eq!(chosen(Store, [1500, 896, 4864]), (true, 2));
+        assert_eq!(chosen(Store, [1024, 2048, 8192]), (true, 2));
+        assert_eq!(chosen(Plain, [2048, 896, 4864]), (false, 1));
+        assert_eq!(chosen(Store, [2048, 896, 896]), (false, 1), "short");
+        assert_eq!(chosen(Store, [2176, 896, 4864]), (false, 1), "136 tiles");
+        assert_eq!(chosen(Store, [2048, 784, 4864]), (false, 1), "seven tiles of weights");
+        assert_eq!(chosen(Store, [512, 896, 4864]), (false, 1), "halves");
     }
 
     #[test]
