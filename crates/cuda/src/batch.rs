@@ -1,7 +1,7 @@
-//! A batch on its way to the device: laid out in page-locked memory, copied by one transfer.
+//! A batch on its way to the device: laid out in page-locked memory, from where one kernel brings it.
 //!
 //! Parts lie close together, in places that follow from the numbers of rows, outputs and sequences, so that kernels find
-//! them at the same addresses in every batch of one shape, and a token of one sequence takes a small transfer. Tokens come
+//! them at the same addresses in every batch of one shape, and a token of one sequence takes few words. Tokens come
 //! first, and block tables last.
 
 use mantissa_ops::batch::{Batch, Limits, SequenceRows};
@@ -9,15 +9,15 @@ use mantissa_ops::op::Heads;
 use mantissa_ops::program::RunRows;
 use mantissa_ops::{Op, Program};
 
-use crate::device::{Device, DeviceBuffer, HostBuffer, Stream};
+use crate::device::{Device, DeviceBuffer, HostBuffer};
 use crate::error::CudaError;
 use crate::families::attention::{Route, SPAN, Work};
-use crate::families::batch::{BatchView, Sequence};
+use crate::families::batch::{Args, BatchView, Sequence};
 use crate::families::tiles::Tile;
 use crate::graph::MOST_SHAPES;
 
 const WORD: usize = size_of::<u32>();
-/// Words that parts are aligned to.
+/// Words that parts are aligned to: a pack.
 const ALIGN: usize = 4;
 
 /// The heads of a program's attention, and which kernels they take.
@@ -178,7 +178,7 @@ pub(crate) struct DeviceBatch {
     /// That of the batch that was laid out last.
     layout: Layout,
     page_size: usize,
-    /// What is transferred, and what a kernel brings while a transfer may be on its way.
+    /// What is brought as it is, and what a choice of tokens brings while that may be on its way.
     uploaded: HostBuffer,
     handed_over: HostBuffer,
     device: DeviceBuffer,
@@ -266,18 +266,20 @@ impl DeviceBatch {
         self.device.address() + (word * WORD) as u64
     }
 
-    /// Lays a batch out, which must have been checked against the limits, and starts its transfer. No other may be on its
-    /// way.
-    pub fn upload(&mut self, batch: &Batch<'_>, stream: &Stream) -> Result<(), CudaError> {
+    /// Lays a batch out, which must have been checked against the limits, and says what brings it to the device. No other may
+    /// be on its way.
+    pub fn lay_out(&mut self, batch: &Batch<'_>) -> Args {
         self.divide(batch);
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.uploaded);
         let parts = Parts { page_size: self.page_size, work: &self.work };
         let count = fill(words, &self.layout, batch, parts);
-        stream.upload_later(&self.uploaded, count * WORD, &self.device, 0)
+        // Buffers have whole packs.
+        let packs = count.div_ceil(ALIGN) as u32;
+        Args { host: self.uploaded.address(), device: self.device.address(), packs, unused: 0 }
     }
 
-    /// Lays a batch out like [`DeviceBatch::upload`], for a kernel to bring it to the device, as it must have brought the one
-    /// before.
+    /// Lays a batch out like [`DeviceBatch::lay_out`], for the kernel that chooses its tokens to bring it to the device, as it
+    /// must have brought the one before.
     pub fn hand_over(&mut self, batch: &Batch<'_>) {
         self.divide(batch);
         let words: &mut [u32] = bytemuck::cast_slice_mut(&mut self.handed_over);
@@ -365,9 +367,10 @@ fn fill(words: &mut [u32], layout: &Layout, batch: &Batch<'_>, parts: Parts<'_>)
         let size = size_of::<Sequence>() / WORD;
         put(layout.sequences + index * size, bytemuck::cast_slice(&[described]));
         next += pages;
-        for row in sequence.rows.clone() {
-            put(layout.row_sequence + row, &[index as u32]);
-        }
+    }
+    for (index, sequence) in batch.sequences.iter().enumerate() {
+        let rows = &mut words[layout.row_sequence..][sequence.rows.clone()];
+        rows.fill(index as u32);
     }
     layout.block_tables + next
 }

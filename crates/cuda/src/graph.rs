@@ -223,6 +223,8 @@ impl Stream {
     /// # Errors
     /// Where the device is lost.
     pub(crate) unsafe fn replay(&self, graph: &mut Graph) -> Result<(), CudaError> {
+        // What follows finds all before it ended when it starts.
+        let _ = self.next_starts();
         // SAFETY: graph and stream live in the same context; the caller answers for the launches.
         unsafe { result::graph::launch(graph.executable, self.raw()) }
             .map_err(|error| driver_error("launching a graph", error))

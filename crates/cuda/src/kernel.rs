@@ -20,6 +20,7 @@ pub enum SourceFile {
     AttentionPrefill,
     AttentionPrefillMma,
     AttentionPrefillWgmma,
+    Batch,
     Ceilings,
     Elementwise,
     Embedding,
@@ -46,13 +47,14 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 28] = [
+    pub const ALL: [SourceFile; 29] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
         SourceFile::AttentionPrefill,
         SourceFile::AttentionPrefillMma,
         SourceFile::AttentionPrefillWgmma,
+        SourceFile::Batch,
         SourceFile::Ceilings,
         SourceFile::Elementwise,
         SourceFile::Embedding,
@@ -86,6 +88,7 @@ impl SourceFile {
             SourceFile::AttentionPrefill => "attention_prefill",
             SourceFile::AttentionPrefillMma => "attention_prefill_mma",
             SourceFile::AttentionPrefillWgmma => "attention_prefill_wgmma",
+            SourceFile::Batch => "batch",
             SourceFile::Ceilings => "ceilings",
             SourceFile::Elementwise => "elementwise",
             SourceFile::Embedding => "embedding",
@@ -147,6 +150,7 @@ impl SourceFile {
             SourceFile::Ceilings => {
                 concat!(include_str!("../kernels/product_mma.cuh"), include_str!("../kernels/ceilings.cu"))
             }
+            SourceFile::Batch => include_str!("../kernels/batch.cu"),
             SourceFile::Elementwise => include_str!("../kernels/elementwise.cu"),
             SourceFile::Embedding => include_str!("../kernels/embedding.cu"),
             SourceFile::LibraryFinish => {

@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use mantissa_ops::backend::StepObserver;
+use mantissa_ops::batch::Batch;
 use mantissa_ops::program::RunRows;
 
 use crate::ahead::failure;
 use crate::batch::{RepeatedShape, Rows};
+use crate::families::batch;
 use crate::graph::{Choice, Content, Graph, Recorder};
 use crate::reducer::Wishes;
 use crate::select::records;
@@ -29,6 +31,16 @@ pub(crate) enum Launched {
 }
 
 impl CudaSession {
+    /// Lays a batch out, and has it brought to the device before anything that is launched behind starts.
+    pub(crate) fn upload(&mut self, batch: &Batch<'_>) -> Result<(), Failure> {
+        let args = self.batch.lay_out(batch);
+        let runner = self.runner(LaunchTarget::Stream(&self.stream), Rows::All);
+        let launched = runner.launch(&batch::spec(), batch::launch_shape(args.packs), &args);
+        launched.map_err(|error| Failure { step: "the batch".to_owned(), message: error.to_string() })?;
+        self.stream.in_turn();
+        Ok(())
+    }
+
     /// Launches every step: by one kernel where there is one for the batch, by one graph where it has a shape that comes
     /// again and again, or one after another.
     pub(crate) fn launch_all(&mut self, tracer: Option<&Tracer>) -> Result<Launched, Failure> {
@@ -84,7 +96,7 @@ impl CudaSession {
     }
 
     /// The shape of the batch, where launches for it are kept.
-    fn repeated_shape(&self) -> Option<RepeatedShape> {
+    pub(crate) fn repeated_shape(&self) -> Option<RepeatedShape> {
         self.batch.repeated_shape(self.rows).filter(|_| self.follows(self.rows))
     }
 
@@ -93,7 +105,7 @@ impl CudaSession {
         self.token.as_ref().filter(|_| shape.is_token())
     }
 
-    fn launch_token(
+    pub(crate) fn launch_token(
         &self,
         target: LaunchTarget<'_>,
         token: &TokenKernel,

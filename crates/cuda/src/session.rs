@@ -20,7 +20,7 @@ use crate::cache::KvCache;
 use crate::cublaslt::CublasLt;
 use crate::device::{Device, HostBuffer, Stream};
 use crate::error::{CudaError, prepare_error};
-use crate::families::{attention, elementwise, qkv, sampling};
+use crate::families::{attention, batch, elementwise, qkv, sampling};
 use crate::graph::Graphs;
 use crate::kernels::Loaded;
 use crate::needs::{Needs, Taken};
@@ -100,7 +100,7 @@ impl CudaSession {
         let formats = Formats::of_plan(&plan);
         let mut specs = required_kernels(&plan, &limits, &kinds, chooser);
         specs.extend(token.iter().map(|sizes| token_spec(formats, sizes)));
-        specs.push(elementwise::spec(formats.activations));
+        specs.extend([elementwise::spec(formats.activations), batch::spec()]);
         specs.extend(reduced.iter().flat_map(|_| sampling::Kernel::ALL).map(sampling::Kernel::spec));
         let kernels = store.load(device, &specs).map_err(failed)?;
         let mut report = LoadReport::default();
@@ -337,14 +337,14 @@ impl Session for CudaSession {
 
     fn run(&mut self, batch: &Batch<'_>) -> Result<(), RunError> {
         self.execute(batch, |session| {
-            session.batch.upload(batch, &session.stream)?;
+            session.upload(batch)?;
             session.launch_all(None).map(drop)
         })
     }
 
     fn run_observed(&mut self, batch: &Batch<'_>, observer: &mut dyn StepObserver) -> Result<(), RunError> {
         self.execute(batch, |session| {
-            session.batch.upload(batch, &session.stream)?;
+            session.upload(batch)?;
             session.launch_observed(observer)
         })
     }

@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -21,6 +22,8 @@ use crate::memory::{DeviceBuffer, HostBuffer};
 pub struct Stream {
     stream: sys::CUstream,
     starts: Starts,
+    /// Whether the next kernel starts in turn whatever `starts` says.
+    next_in_turn: AtomicBool,
     context: Arc<Context>,
 }
 
@@ -62,7 +65,8 @@ impl Device {
         self.bind()?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(|error| driver_error("making a stream", error))?;
-        Ok(Stream { stream, starts: Starts::of(self.info().arch), context: Arc::clone(self.context()) })
+        let (starts, context) = (Starts::of(self.info().arch), Arc::clone(self.context()));
+        Ok(Stream { stream, starts, next_in_turn: AtomicBool::new(false), context })
     }
 }
 
@@ -74,6 +78,19 @@ impl Stream {
     /// When its kernels start.
     pub(crate) fn starts(&self) -> Starts {
         self.starts
+    }
+
+    /// Has the next kernel start when those before it have ended, and with it all that follow. A graph starts so by itself.
+    pub(crate) fn in_turn(&self) {
+        self.next_in_turn.store(true, Ordering::Relaxed);
+    }
+
+    /// When the kernel starts that is launched next.
+    pub(crate) fn next_starts(&self) -> Starts {
+        match self.next_in_turn.swap(false, Ordering::Relaxed) {
+            true => Starts::InTurn,
+            false => self.starts,
+        }
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
@@ -154,7 +171,7 @@ impl Stream {
             sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         );
         let mut attributes = [together, early];
-        let attributes = match (blocks, self.starts) {
+        let attributes = match (blocks, self.next_starts()) {
             (Blocks::Together, Starts::Early) => &mut attributes[..],
             (Blocks::Together, Starts::InTurn) => &mut attributes[..1],
             (Blocks::Independent, Starts::Early) => &mut attributes[1..],

@@ -209,7 +209,7 @@ impl CudaSession {
         self.launch_empty(tracer).map_err(failure)?;
         tracer.start()?;
         let name = "copy of the batch".to_owned();
-        tracer.scope(|| self.batch.upload(batch, &self.stream).map(|()| name))?;
+        tracer.scope(|| self.upload(batch).map(|()| name))?;
         match tracer.grain {
             Grain::Kernel => self.launch_steps(LaunchTarget::Tracer(tracer)),
             Grain::Launch => tracer.scope(|| {

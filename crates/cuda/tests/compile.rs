@@ -9,8 +9,8 @@ use mantissa_cuda::compile::{Arch, Compiler, Nvrtc};
 use mantissa_cuda::families::norm::Addition;
 use mantissa_cuda::families::products::{Capabilities, Epilogue, Preferences, Product, Shape};
 use mantissa_cuda::families::{
-    attention, ceilings, elementwise, embedding, library, norm, products, qkv, rope, sampling, sdpa, softmax,
-    token,
+    attention, batch, ceilings, elementwise, embedding, library, norm, products, qkv, rope, sampling, sdpa,
+    softmax, token,
 };
 use mantissa_cuda::kernel::{Alias, KernelSpec, SourceFile};
 use mantissa_numerics::Format;
@@ -178,6 +178,7 @@ fn kernels(extent: Extent) -> Vec<KernelSpec> {
     let mut all: Vec<KernelSpec> = vec![
         ceilings::fill_stream(),
         ceilings::read_stream(),
+        batch::spec(),
         ceilings::fma_steps(),
         ceilings::matrix_steps(Format::F16),
         ceilings::matrix_steps(Format::Bf16),

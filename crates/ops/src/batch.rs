@@ -177,6 +177,10 @@ impl Batch<'_> {
                 return Err(BatchError::RopeSet { set: sequence.rope_set, sets: rules.rope_sets });
             }
             let positions = &self.positions[sequence.rows.clone()];
+            let held = match rules.cache {
+                CacheUse::Paged => sequence.block_table.len().saturating_mul(limits.page_size),
+                CacheUse::None => usize::MAX,
+            };
             for (offset, &position) in positions.iter().enumerate() {
                 let row = sequence.rows.start + offset;
                 if position as usize >= limits.context {
@@ -189,12 +193,11 @@ impl Batch<'_> {
                 if position as usize != positions[0] as usize + offset {
                     return Err(BatchError::Position { row, position });
                 }
-                let page = position as usize / limits.page_size;
-                if rules.cache == CacheUse::Paged && page >= sequence.block_table.len() {
+                if position as usize >= held {
                     return Err(BatchError::Pages {
                         row,
                         position,
-                        wanted: page,
+                        wanted: position as usize / limits.page_size,
                         got: sequence.block_table.len(),
                     });
                 }

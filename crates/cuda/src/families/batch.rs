@@ -1,4 +1,9 @@
-//! A batch in device memory, as kernels see it: mirrors `BatchView` and `Sequence` of `prelude.cuh`.
+//! A batch in device memory, as kernels see it: mirrors `BatchView` and `Sequence` of `prelude.cuh`. `kernels/batch.cu` brings it
+//! there.
+
+use crate::kernel::{KernelSpec, Launch, SourceFile};
+
+const THREADS: u32 = 128;
 
 /// One sequence of a batch.
 #[repr(C)]
@@ -30,4 +35,28 @@ pub struct BatchView {
     pub block_tables: u64,
     /// u32: the rows whose logits are wanted.
     pub outputs: u64,
+}
+
+/// Arguments of the kernel that brings a batch.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Args {
+    /// Address on the host.
+    pub host: u64,
+    /// Address on the device.
+    pub device: u64,
+    /// Sixteen bytes each.
+    pub packs: u32,
+    /// Padding.
+    pub unused: u32,
+}
+
+/// The kernel.
+pub fn spec() -> KernelSpec {
+    KernelSpec { file: SourceFile::Batch, entry: "bring", aliases: vec![] }
+}
+
+/// The launch for so many packs.
+pub fn launch_shape(packs: u32) -> Launch {
+    Launch { grid: [packs.div_ceil(THREADS), 1, 1], block: THREADS, shared: 0 }
 }
