@@ -96,7 +96,7 @@ impl CudaSession {
     }
 
     /// The shape of the batch, where launches for it are kept.
-    pub(crate) fn repeated_shape(&self) -> Option<RepeatedShape> {
+    fn repeated_shape(&self) -> Option<RepeatedShape> {
         self.batch.repeated_shape(self.rows).filter(|_| self.follows(self.rows))
     }
 
@@ -105,7 +105,7 @@ impl CudaSession {
         self.token.as_ref().filter(|_| shape.is_token())
     }
 
-    pub(crate) fn launch_token(
+    fn launch_token(
         &self,
         target: LaunchTarget<'_>,
         token: &TokenKernel,
