@@ -10,7 +10,8 @@
 // each block has one tile they take the same tokens, and share these in the same way.
 //
 // What becomes of sums stands in product_wgmma_plain.cuh or product_wgmma_qkv.cuh: Args, whose `product` is or begins as
-// ProductArgs, EPILOGUE_BYTES of shared memory before its barriers, init_epilogue(), prepare() and Finisher.
+// ProductArgs, EPILOGUE_BYTES of shared memory before its barriers, SPLIT_HEADS with load_units(), init_epilogue(), prepare() and
+// Finisher.
 
 // ------------------------------------------------------------------------------------------------------- copiers
 
@@ -18,7 +19,9 @@ __device__ __forceinline__ void load_weights(const Args& args, const Ring& ring,
     barrier_expect(ring.full(), WEIGHT_BYTES);
     // Gates and ups of the same outputs, if the product has these.
     const u32 step = PARTS == 2 ? args.product.features : WEIGHT_BOX;
-    if constexpr (SHARED_WEIGHTS) {
+    if constexpr (SPLIT_HEADS) {
+        load_units(args, ring.weights(), feature, column, ring.full());
+    } else if constexpr (SHARED_WEIGHTS) {
         const u32 box = cluster_rank();
         load_box_for_all(ring.weights() + box * WEIGHT_BOX_BYTES, args.weights, column, feature + box * step, ring.full());
     } else {

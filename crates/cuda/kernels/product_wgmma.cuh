@@ -98,6 +98,14 @@ __device__ __forceinline__ void load_box(u32 shared, const TensorMap& map, u32 c
         "l"(&map), "r"(column), "r"(row), "r"(barrier)
         : "memory");
 }
+// Copies rows of one head: as many from this pair on, and from its second half on.
+__device__ __forceinline__ void load_pairs(u32 shared, const TensorMap& map, u32 column, u32 pair, u32 head, u32 barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, 0, %4}], [%5];" ::"r"(
+            shared),
+        "l"(&map), "r"(column), "r"(pair), "r"(head), "r"(barrier)
+        : "memory");
+}
 // Copies to the same place in each block of the cluster, at whose barriers its bytes count.
 __device__ __forceinline__ void load_box_for_all(u32 shared, const TensorMap& map, u32 column, u32 row, u32 barrier) {
     asm volatile(
@@ -151,8 +159,10 @@ __device__ __forceinline__ u64 matrix_at(u32 address) {
                  "%51, %52, %53, %54, %55"
 #define REGISTERS_64                                                                                                   \
     REGISTERS_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_72                                                                                                   \
+    REGISTERS_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
 #define REGISTERS_80                                                                                                   \
-    REGISTERS_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+    REGISTERS_72 ", %72, %73, %74, %75, %76, %77, %78, %79"
 #define REGISTERS_96                                                                                                   \
     REGISTERS_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define SUMS_4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
@@ -161,7 +171,8 @@ __device__ __forceinline__ u64 matrix_at(u32 address) {
 #define SUMS_32 SUMS_16(0), SUMS_16(16)
 #define SUMS_56 SUMS_32, SUMS_16(32), SUMS_8(48)
 #define SUMS_64 SUMS_56, SUMS_8(56)
-#define SUMS_80 SUMS_64, SUMS_16(64)
+#define SUMS_72 SUMS_64, SUMS_8(64)
+#define SUMS_80 SUMS_72, SUMS_8(72)
 #define SUMS_96 SUMS_80, SUMS_16(80)
 
 // c = a * b + (add ? c : 0) over sixteen columns of 64 activations and N weights. Of the 16 rows of its warp a thread holds
@@ -183,6 +194,7 @@ struct Step;
     STEP(T, TYPE, 64, REGISTERS_32, SUMS_32, "%32", "%33", "%34")                                                      \
     STEP(T, TYPE, 112, REGISTERS_56, SUMS_56, "%56", "%57", "%58")                                                     \
     STEP(T, TYPE, 128, REGISTERS_64, SUMS_64, "%64", "%65", "%66")                                                     \
+    STEP(T, TYPE, 144, REGISTERS_72, SUMS_72, "%72", "%73", "%74")                                                     \
     STEP(T, TYPE, 160, REGISTERS_80, SUMS_80, "%80", "%81", "%82")                                                     \
     STEP(T, TYPE, 192, REGISTERS_96, SUMS_96, "%96", "%97", "%98")
 STEPS(bf16, "bf16")

@@ -33,6 +33,10 @@ __device__ __forceinline__ void init_epilogue(u32 barriers) {
     for (int i = 0; i < GROUPS; ++i) barrier_init(barriers + i * 8, 1);
 }
 
+// Weights are copied by rows.
+constexpr bool SPLIT_HEADS = false;
+__device__ __forceinline__ void load_units(const Args&, u32, u32, u32, u32) {}
+
 // Nothing is to be prepared for the epilogue.
 __device__ __forceinline__ void prepare(const Args&, const Tiles&, u32, u32) {}
 

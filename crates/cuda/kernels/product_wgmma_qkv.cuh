@@ -1,15 +1,32 @@
 // What product_wgmma.cu makes of the projection of queries, keys and values: bias, RoPE of whole heads, the store of queries
-// and the write of the cache, each number as qkv.cu computes it. A tile is of whole heads, so that both numbers of a pair are
-// sums of one thread.
+// and the write of the cache, each number as qkv.cu computes it. A tile has both numbers of each pair, as sums of one thread: it is
+// of whole heads, or of eights of pairs, each with its first numbers before the second ones.
 //
 // Aliases besides those of cache.cuh: DIM, the values of a head. Heads have no norms and the cache no scales.
 
-constexpr int PAIRS = DIM / 2, HEADS = FEATURES / DIM;
-// Stages of a segment finish UNITS times eight pairs each; those of all heads that are turned alike are neighbours.
-constexpr int UNITS = FEATURES / 16 / STAGES_OF_SEGMENT;
+constexpr int PAIRS = DIM / 2, EIGHTS = PAIRS / 8;
+constexpr bool SPLIT_HEADS = FEATURES % DIM != 0;
+// Units are eight pairs each, and stages of a segment share them.
+constexpr int UNITS = FEATURES / 16;
+// Heads that a tile has units of, whichever of a head it starts with.
+constexpr int HEADS = SPLIT_HEADS ? (UNITS + EIGHTS - 2) / EIGHTS + 1 : FEATURES / DIM;
 
-static_assert(!SCALED && PAIRS % 8 == 0 && FEATURES % DIM == 0, "pairs of whole heads");
-static_assert(FEATURES % (16 * STAGES_OF_SEGMENT) == 0, "stages share the pairs of a tile evenly");
+// The output of the tile that is the first number of a unit's first pair, and how far behind it the second number is.
+__device__ constexpr int first_of(int unit) { return SPLIT_HEADS ? unit * 16 : unit / EIGHTS * DIM + unit % EIGHTS * 8; }
+constexpr int SECOND = SPLIT_HEADS ? 8 : PAIRS;
+
+// Those of all heads that are turned alike are finished one after another: as which a unit is, and which is the one of a number.
+__device__ constexpr int number_of(int unit) {
+    const int alike = unit % EIGHTS, longer = UNITS % EIGHTS;
+    return alike * (UNITS / EIGHTS) + (alike < longer ? alike : longer) + unit / EIGHTS;
+}
+__device__ constexpr int unit_at(int number) {
+    int unit = 0;
+    while (number_of(unit) != number) ++unit;
+    return unit;
+}
+
+static_assert(!SCALED && PAIRS % 8 == 0 && FEATURES % 16 == 0, "eights of pairs");
 static_assert(sizeof(C) == 2, "queries and the cache take equally many bytes");
 
 // What is known of a row: what its pairs are turned by, in rows of the tables, and the vector of its first key, for
@@ -58,6 +75,20 @@ __device__ __forceinline__ Note note_of(const QkvArgs& args, u32 row) {
                 key_vector(args.cache, args.batch.block_tables + sequence.block_table, 0, position)};
 }
 
+// Where tiles begin in the middle of heads: brings the weights of a stage, unit by unit.
+__device__ __forceinline__ void load_units(const Args& args, u32 shared, u32 feature, u32 column, u32 barrier) {
+    for (u32 unit = feature / 16; unit < feature / 16 + UNITS; ++unit, shared += 16 * ROW_BYTES) {
+        load_pairs(shared, args.weights, column, unit % EIGHTS * 8, unit / EIGHTS, barrier);
+    }
+}
+
+// The output that is this one of a tile.
+__device__ __forceinline__ u32 output_at(const OutputTile& tile, u32 number) {
+    if (!SPLIT_HEADS) return tile.feature + number;
+    const u32 unit = (tile.feature + number) / 16;
+    return unit / EIGHTS * DIM + number / 8 % 2 * PAIRS + unit % EIGHTS * 8 + number % 8;
+}
+
 // Notes what the epilogue of each tile needs, by one warp.
 __device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u32 epilogue, u32 barriers) {
     const QkvArgs& product = args.product;
@@ -76,7 +107,7 @@ __device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u3
         for (u32 i = lane; i < FEATURES; i += 32) {
             // Minus zero leaves what it is added to as it is.
             float bias = -0.0f;
-            if (product.bias != nullptr) bias = product.bias[minimum(tile.feature + i, product.features - 1)];
+            if (product.bias != nullptr) bias = product.bias[minimum(output_at(tile, i), product.features - 1)];
             asm volatile("st.shared.f32 [%0], %1;" ::"r"(biases + i * 4), "f"(bias) : "memory");
         }
         barrier_arrive(notes_full(barriers));
@@ -107,14 +138,15 @@ struct Finisher {
     template <int STAGE>
     __device__ __forceinline__ void finish_behind(const Sums& totals) {
         if constexpr (STAGE == 0) wait_for_notes();
-        finish_units<STAGE * UNITS, UNITS>(totals);
+        constexpr int FIRST = STAGE * UNITS / STAGES_OF_SEGMENT;
+        finish_units<FIRST, (STAGE + 1) * UNITS / STAGES_OF_SEGMENT - FIRST>(totals);
         if constexpr (STAGE == STAGES_OF_SEGMENT - 1) store_heads();
     }
 
     // Finishes a tile behind which there is none: what all of its pairs are turned by is on its way at once.
     __device__ __forceinline__ void finish(const Sums& totals) {
         wait_for_notes();
-        finish_units<0, UNITS * STAGES_OF_SEGMENT>(totals);
+        finish_units<0, UNITS>(totals);
         store_heads();
     }
 
@@ -130,22 +162,23 @@ private:
         parity ^= 1;
     }
 
-    // Eight pairs of each row for each of COUNT units.
+    // Those of these numbers.
     template <int FIRST, int COUNT>
     __device__ __forceinline__ void finish_units(const Sums& totals) const {
-        constexpr int EIGHT = FIRST / HEADS, EIGHTS = (FIRST + COUNT - 1) / HEADS - EIGHT + 1;
-        Turn turns[2][EIGHTS];
+        constexpr int TURN = unit_at(FIRST) % EIGHTS, TURNS = unit_at(FIRST + COUNT - 1) % EIGHTS - TURN + 1;
+        Turn turns[2][TURNS];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const Note note = load_note(row_of_warp(half));
 #pragma unroll
-            for (int i = 0; i < EIGHTS; ++i) turns[half][i] = load_turn(note, EIGHT + i);
+            for (int i = 0; i < TURNS; ++i) turns[half][i] = load_turn(note, (first_eight() + TURN + i) % EIGHTS);
         }
 #pragma unroll
-        for (int i = FIRST; i < FIRST + COUNT; ++i) {
+        for (int unit = 0; unit < UNITS; ++unit) {
+            if (number_of(unit) < FIRST || number_of(unit) >= FIRST + COUNT) continue;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                finish_pairs(totals, i % HEADS, i / HEADS, half, turns[half][i / HEADS - EIGHT]);
+                finish_pairs(totals, unit, half, turns[half][unit % EIGHTS - TURN]);
             }
         }
     }
@@ -164,8 +197,10 @@ private:
     __device__ __forceinline__ static u32 first_row_of_warp() { return threadIdx.x / 32 * 16; }
     __device__ __forceinline__ u32 out_row(u32 row) const { return epilogue + (first_row_of_warp() + row) * OUT_ROW_BYTES; }
 
-    // The first of this thread's two pairs among the eight with this number, within the head.
-    __device__ __forceinline__ static u32 pair_of(int eight) { return eight * 8 + threadIdx.x % 4 * 2; }
+    // Which eight of its head the tile's first unit is.
+    __device__ __forceinline__ u32 first_eight() const { return SPLIT_HEADS ? tile.feature / 16 % EIGHTS : 0; }
+    // The first of this thread's two pairs among eight.
+    __device__ __forceinline__ static u32 my_pair() { return threadIdx.x % 4 * 2; }
 
     __device__ __forceinline__ Note load_note(u32 row_of_warp) const {
         Note note;
@@ -176,22 +211,21 @@ private:
         return note;
     }
 
-    __device__ __forceinline__ Turn load_turn(Note note, int eight) const {
-        const u64 at = u64(note.turn) * PAIRS + pair_of(eight);
+    __device__ __forceinline__ Turn load_turn(Note note, u32 eight) const {
+        const u64 at = u64(note.turn) * PAIRS + eight * 8 + my_pair();
         Turn turn;
         decode(load_few<f32, 2>(args.product.cos + at), turn.cos);
         decode(load_few<f32, 2>(args.product.sin + at), turn.sin);
         return turn;
     }
 
-    // Two pairs of a row of one head of the tile.
-    __device__ __forceinline__ void finish_pairs(const Sums& totals, int head_of_tile, int eight, int half,
-                                                 const Turn& turn) const {
-        const int first = (head_of_tile * DIM / 8 + eight) * 4 + half * 2, second = first + PAIRS / 2;
+    // Two pairs of a row of one unit.
+    __device__ __forceinline__ void finish_pairs(const Sums& totals, int unit, int half, const Turn& turn) const {
+        const int first = first_of(unit) / 2 + half * 2, second = first + SECOND / 2;
         float x[2] = {totals[first], totals[first + 1]}, y[2] = {totals[second], totals[second + 1]};
-        const u32 pair = head_of_tile * DIM + pair_of(eight), head = tile.feature / DIM + head_of_tile;
-        add_bias(pair, x);
-        add_bias(pair + PAIRS, y);
+        const u32 at = first_of(unit) + my_pair(), head = (tile.feature / 16 + unit) / EIGHTS;
+        add_bias(at, x);
+        add_bias(at + SECOND, y);
         const bool turns = head < turned_heads;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -200,10 +234,10 @@ private:
             x[i] = turns ? turned : x[i];
             y[i] = turns ? other : y[i];
         }
-        const u32 to = out_row(row_of_warp(half)) + pair * 2;
+        const u32 to = out_row(row_of_warp(half)) + at * 2;
         const bool query = head < query_heads;
         store_two(to, query ? encode_word(x, A{}) : encode_word(x, C{}));
-        store_two(to + PAIRS * 2, query ? encode_word(y, A{}) : encode_word(y, C{}));
+        store_two(to + SECOND * 2, query ? encode_word(y, A{}) : encode_word(y, C{}));
     }
 
     __device__ __forceinline__ static void store_two(u32 to, u32 word) {
@@ -214,6 +248,10 @@ private:
     __device__ __forceinline__ void store_head(int head_of_tile) const {
         constexpr u32 PACKS = DIM * 2 / 16, AT_ONCE = 32 / PACKS;
         const u32 lane = threadIdx.x % 32, pack = lane % PACKS;
+        // A pack is a unit's first or second numbers.
+        const u32 unit = head_of_tile * EIGHTS + pack % EIGHTS - first_eight();
+        if (SPLIT_HEADS && unit >= UNITS) return;
+        const u32 from = SPLIT_HEADS ? unit * 16 + pack / EIGHTS * 8 : head_of_tile * DIM + pack * 8;
 #pragma unroll 1
         for (u32 first = 0; first < 16; first += AT_ONCE) {
             const u32 row = first + lane / PACKS;
@@ -221,7 +259,7 @@ private:
             uint4 bits;
             asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
                          : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                         : "r"(out_row(row) + head_of_tile * DIM * 2 + pack * 16)
+                         : "r"(out_row(row) + from * 2)
                          : "memory");
             u16* to = row_address(head_of_tile, row);
             if (to != nullptr) *reinterpret_cast<uint4*>(to + pack * 8) = bits;

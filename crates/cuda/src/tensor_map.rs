@@ -78,6 +78,19 @@ impl TensorMap {
         encode(matrix, Dimensions { sizes, strides: [matrix.stride as u64], lengths, fetch }, piece.width)
     }
 
+    /// Describes a matrix whose rows are those of heads: a copy moves `piece.rows` rows from a place in the first half of a head
+    /// on, and behind them as many from the same place in its second half on.
+    ///
+    /// # Errors
+    /// As [`TensorMap::new`].
+    pub fn of_halves(matrix: Matrix, piece: CopyBox, head: usize) -> Result<TensorMap, CudaError> {
+        let sizes = [matrix.columns, head / 2, 2, matrix.rows / head].map(|size| size as u64);
+        let strides = [1, head / 2, head].map(|rows| (rows * matrix.stride) as u64);
+        let lengths = [(piece.width.bytes() / matrix.value_bytes) as u32, piece.rows as u32, 2, 1];
+        let fetch = Fetch::CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+        encode(matrix, Dimensions { sizes, strides, lengths, fetch }, piece.width)
+    }
+
     /// Describes a matrix whose columns are cut into panels of `piece.width`, a whole number of them: a copy moves `panels`
     /// panels of `piece.rows` rows, one after another. Neighbouring panels are copied together, so that memory is fetched in
     /// larger pieces.

@@ -90,6 +90,14 @@ const SIZES: [Size; 6] = [
     Size { groups: 1, weight_rows: 64, nanoseconds: 175 },
 ];
 
+/// One more for projections whose outputs the kernel finishes, of eights of pairs, so that it may begin in the middle of a head:
+/// 1,152 outputs of 2,048 rows are 128 of it for 132 multiprocessors, and 96 of the next wider one.
+const EIGHTS: Size = Size { groups: 2, weight_rows: 144, nanoseconds: 445 };
+/// Values of the heads for which it is.
+const EIGHTS_DIM: usize = 64;
+/// Rows of a half head that are copied together then.
+const EIGHT: usize = 8;
+
 impl Tile {
     /// Rows of the input.
     pub const fn rows(self) -> usize {
@@ -201,13 +209,17 @@ impl Size {
     /// Whether blocks have one long tile each, with pairs that have the same input.
     fn is_lone(self, product: Product, shape: Shape, device: Capabilities) -> bool {
         let tile = self.tile(0);
-        let tiles = tile.tiles(product, shape);
-        let each =
-            tiles <= device.multiprocessors as usize && Left::of(tiles, tile, device) == Left::Whole(tiles);
         let pairs = shape.features.div_ceil(tile.features(product)).is_multiple_of(2);
         let long = shape.columns.div_ceil(DEPTH) >= LONE_STAGES;
         let room = tile.groups == 2 && tile.weight_rows <= MOST_LONE && product.epilogue == Epilogue::Store;
-        each && pairs && long && room
+        self.is_one_each(product, shape, device) && pairs && long && room
+    }
+
+    /// Whether blocks have one whole tile each.
+    fn is_one_each(self, product: Product, shape: Shape, device: Capabilities) -> bool {
+        let tile = self.tile(0);
+        let tiles = tile.tiles(product, shape);
+        tiles <= device.multiprocessors as usize && Left::of(tiles, tile, device) == Left::Whole(tiles)
     }
 
     /// The tile with as many stages as there is room for, where `shared` says how much shared memory a tile takes. Two fit
@@ -254,10 +266,13 @@ pub(super) fn choose(product: Product, shape: Shape, device: Capabilities) -> Ti
     Tile { cluster, lone, ..quickest.staged(device, |tile| tile.shared(product)) }
 }
 
-/// The tile for a projection of queries, keys and values whose outputs the kernel finishes, if one is of whole heads.
+/// The tile for a projection of queries, keys and values whose outputs the kernel finishes, if one is of whole heads; one of
+/// eights of pairs where that is faster for blocks with one tile each.
 pub fn choose_qkv(product: Product, shape: Shape, dim: usize, device: Capabilities) -> Option<Tile> {
     let whole = SIZES.into_iter().filter(|size| size.turns(dim));
-    let quickest = whole.min_by_key(|size| size.time(product, shape, device));
+    let eights = EIGHTS.is_one_each(product, shape, device) && dim == EIGHTS_DIM;
+    let all = whole.chain(eights.then_some(EIGHTS));
+    let quickest = all.min_by_key(|size| size.time(product, shape, device));
     quickest.filter(|_| serves(device)).map(|size| {
         let cluster = size.cluster(product, shape, device);
         Tile { cluster, ..size.staged(device, Tile::qkv_shared) }
@@ -320,170 +335,30 @@ pub fn args(product: Product, tile: Tile, args: &ProductArgs) -> Result<Args, Cu
 /// # Errors
 /// As [`args`].
 pub fn qkv_args(product: Product, tile: Tile, fused: &FusedArgs) -> Result<QkvArgs, CudaError> {
-    let [weights, input] = operands(product, tile, &fused.product)?;
+    let [mut weights, input] = operands(product, tile, &fused.product)?;
+    let heads = fused.query_heads + 2 * fused.key_heads;
+    let dim = fused.product.features / heads;
+    if !tile.weight_rows.is_multiple_of(dim) {
+        let piece = CopyBox { rows: EIGHT, width: BoxWidth::Bytes128 };
+        weights = TensorMap::of_halves(weight_matrix(product, &fused.product), piece, dim as usize)?;
+    }
     Ok(QkvArgs { weights, input, fused: *fused })
+}
+
+fn weight_matrix(product: Product, args: &ProductArgs) -> Matrix {
+    let (rows, columns) = (args.features as usize * product.parts() as usize, args.columns as usize);
+    Matrix { address: args.weights, rows, columns, stride: args.weight_stride as usize * 2, value_bytes: 2 }
 }
 
 /// The weights and the input, in boxes of the columns of a stage.
 fn operands(product: Product, tile: Tile, args: &ProductArgs) -> Result<[TensorMap; 2], CudaError> {
-    let operand = |address, rows, stride: u64, box_rows| {
-        let columns = args.columns as usize;
-        let matrix = Matrix { address, rows, columns, stride: stride as usize * 2, value_bytes: 2 };
-        TensorMap::new(matrix, CopyBox { rows: box_rows, width: BoxWidth::Bytes128 })
-    };
-    let weight_rows = args.features as usize * product.parts() as usize;
-    Ok([
-        operand(args.weights, weight_rows, args.weight_stride, tile.weight_box(product))?,
-        // What each warpgroup multiplies is copied for itself.
-        operand(args.input, args.rows as usize, args.input_stride, GROUP_ROWS)?,
-    ])
+    let weights = weight_matrix(product, args);
+    let (rows, stride) = (args.rows as usize, args.input_stride as usize * 2);
+    let input = Matrix { address: args.input, rows, stride, ..weights };
+    let boxed = |matrix, rows| TensorMap::new(matrix, CopyBox { rows, width: BoxWidth::Bytes128 });
+    // What each warpgroup multiplies is copied for itself.
+    Ok([boxed(weights, tile.weight_box(product))?, boxed(input, GROUP_ROWS)?])
 }
 
 #[cfg(test)]
-mod tests {
-    use mantissa_numerics::Format;
-
-    use super::*;
-
-    const H200: Capabilities =
-        Capabilities { arch: Arch { major: 9, minor: 0 }, multiprocessors: 132, shared_per_block: 232_448 };
-    const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::SwiGlu, Epilogue::Plain];
-
-    fn product(epilogue: Epilogue) -> Product {
-        Product { weights: Format::Bf16, activations: Format::Bf16, epilogue }
-    }
-
-    #[test]
-    fn arguments_are_laid_out_as_the_kernel_declares_them() {
-        assert_eq!((size_of::<TensorMap>(), align_of::<TensorMap>()), (128, 64));
-        assert_eq!((size_of::<Args>(), align_of::<Args>()), (640, 64));
-        assert_eq!(std::mem::offset_of!(Args, product), 512);
-        assert_eq!((size_of::<QkvArgs>(), align_of::<QkvArgs>()), (512, 64));
-        assert_eq!(std::mem::offset_of!(QkvArgs, fused), 256);
-    }
-
-    #[test]
-    fn every_tile_fits_shared_memory_and_the_limits_of_the_copy_engine() {
-        for (size, product) in
-            SIZES.into_iter().flat_map(|size| EPILOGUES.map(|epilogue| (size, product(epilogue))))
-        {
-            let tile = size.staged(H200, |tile| tile.shared(product));
-            let more = Tile { stages: tile.stages + 1, ..tile };
-            assert!(tile.shared(product) <= H200.shared_per_block as usize, "{tile:?} {product:?}");
-            assert!(more.shared(product) > H200.shared_per_block as usize, "{tile:?} {product:?}");
-            assert!(tile.stages >= 4 && tile.rows() <= 256 && tile.weight_rows <= 256);
-            // Gates and ups each fill whole groups of eight permuted rows.
-            assert!(tile.features(product).is_multiple_of(8));
-            let (width, boxes) = tile.boxes(product);
-            assert_eq!(boxes * rounds(product) * width.bytes(), tile.features(product) * out_bytes(product));
-            assert!(width.bytes().is_multiple_of(16) && width.bytes() <= 256, "{tile:?} {product:?}");
-        }
-    }
-
-    #[test]
-    fn boxes_of_outputs() {
-        let boxes = |weight_rows, epilogue| {
-            Tile { groups: 2, weight_rows, stages: 4, cluster: 1, lone: false }.boxes(product(epilogue))
-        };
-        assert_eq!(boxes(192, Epilogue::Store), (BoxWidth::Bytes128, 3));
-        assert_eq!(boxes(192, Epilogue::SwiGlu), (BoxWidth::Bytes64, 3));
-        assert_eq!(boxes(192, Epilogue::Plain), (BoxWidth::Bytes128, 3));
-        assert_eq!(boxes(112, Epilogue::Store), (BoxWidth::Plain(224), 1));
-        assert_eq!(boxes(112, Epilogue::SwiGlu), (BoxWidth::Plain(112), 1));
-        assert_eq!(boxes(160, Epilogue::SwiGlu), (BoxWidth::Plain(160), 1));
-    }
-
-    #[test]
-    fn tiles_of_the_products_of_qwen_and_llama() {
-        let choice = |epilogue, [rows, features, columns]: [usize; 3]| {
-            let tile = choose(product(epilogue), Shape { rows, features, columns }, H200);
-            [tile.rows(), tile.weight_rows as usize]
-        };
-        use Epilogue::{Plain, Store, SwiGlu};
-        assert_eq!(choice(Plain, [512, 1152, 896]), [64, 128]);
-        assert_eq!(choice(Store, [512, 896, 896]), [64, 64]);
-        assert_eq!(choice(SwiGlu, [512, 4864, 896]), [128, 160]);
-        assert_eq!(choice(SwiGlu, [2048, 4864, 896]), [128, 160]);
-        assert_eq!(choice(SwiGlu, [8192, 4864, 896]), [128, 192]);
-        assert_eq!(choice(Store, [2048, 896, 4864]), [128, 112]);
-        assert_eq!(choice(Store, [1536, 896, 4864]), [128, 112]);
-        assert_eq!(choice(Store, [3072, 896, 4864]), [128, 192]);
-        assert_eq!(choice(Store, [8192, 896, 4864]), [128, 128]);
-        assert_eq!(choice(Plain, [2048, 1152, 896]), [128, 160]);
-        assert_eq!(choice(SwiGlu, [8192, 8192, 2048]), [128, 192]);
-        assert_eq!(choice(Store, [8192, 2048, 2048]), [128, 128]);
-    }
-
-    #[test]
-    fn long_products_of_pairs_of_tiles_take_clusters() {
-        let cluster = |epilogue, [rows, features, columns]: [usize; 3]| {
-            choose(product(epilogue), Shape { rows, features, columns }, H200).cluster
-        };
-        use Epilogue::{Store, SwiGlu};
-        assert_eq!(cluster(SwiGlu, [8192, 4864, 896]), 2);
-        assert_eq!(cluster(SwiGlu, [8064, 4864, 896]), 1, "63 tiles of tokens");
-        assert_eq!(cluster(Store, [8192, 896, 4864]), 2);
-        assert_eq!(cluster(Store, [8192, 896, 896]), 1);
-        assert_eq!(cluster(Store, [2176, 896, 4864]), 1);
-        assert_eq!(cluster(Store, [2048, 2048, 8192]), 2);
-        assert_eq!(cluster(SwiGlu, [2048, 4864, 896]), 1);
-        assert_eq!(cluster(SwiGlu, [2048, 8192, 2048]), 2);
-        let shape = Shape { rows: 8192, features: 3072, columns: 2048 };
-        let cluster = |shape| choose_qkv(product(Epilogue::Plain), shape, 64, H200).map(|tile| tile.cluster);
-        assert_eq!([cluster(shape), cluster(Shape { rows: 2048, ..shape })], [Some(2), Some(1)]);
-    }
-
-    #[test]
-    fn long_tiles_that_are_alone_share_their_input() {
-        let chosen = |epilogue, [rows, features, columns]: [usize; 3]| {
-            let tile = choose(product(epilogue), Shape { rows, features, columns }, H200);
-            (tile.lone, tile.cluster)
-        };
-        use Epilogue::{Plain, Store};
-        assert_eq!(chosen(Store, [2048, 896, 4864]), (true, 2));
-        assert_eq!(chosen(Store, [1500, 896, 4864]), (true, 2));
-        assert_eq!(chosen(Store, [1024, 2048, 8192]), (true, 2));
-        assert_eq!(chosen(Plain, [2048, 896, 4864]), (false, 1));
-        assert_eq!(chosen(Store, [2048, 896, 896]), (false, 1), "short");
-        assert_eq!(chosen(Store, [2176, 896, 4864]), (false, 1), "136 tiles");
-        assert_eq!(chosen(Store, [2048, 784, 4864]), (false, 1), "seven tiles of weights");
-        assert_eq!(chosen(Store, [512, 896, 4864]), (false, 1), "halves");
-    }
-
-    #[test]
-    fn projections_take_tiles_of_whole_heads() {
-        let choice = |rows, dim| {
-            let shape = Shape { rows, features: 24 * dim, columns: 2048 };
-            choose_qkv(product(Epilogue::Plain), shape, dim, H200).map(|tile| tile.weight_rows)
-        };
-        assert_eq!([512, 8192].map(|rows| choice(rows, 64)), [Some(128), Some(192)]);
-        assert_eq!([512, 8192].map(|rows| choice(rows, 128)), [Some(128), Some(128)]);
-        assert_eq!([96, 80].map(|dim| choice(8192, dim)), [Some(192), None]);
-        let stages = SIZES.map(|size| size.staged(H200, Tile::qkv_shared).stages);
-        assert_eq!(stages, [4, 5, 5, 6, 8, 13]);
-        // Stages of a segment could not share the pairs of such heads.
-        assert_eq!(choice(2048, 56), None);
-        let other = Capabilities { arch: Arch { major: 10, minor: 0 }, ..H200 };
-        let shape = Shape { rows: 512, features: 1152, columns: 896 };
-        assert_eq!(choose_qkv(product(Epilogue::Plain), shape, 64, other), None);
-    }
-
-    #[test]
-    fn a_launch_has_a_block_for_each_tile_or_each_multiprocessor() {
-        for epilogue in EPILOGUES {
-            let product = product(epilogue);
-            for rows in [0, 1, 33, 129, 4096] {
-                for features in [8, 896, 128_256] {
-                    let shape = Shape { rows, features, columns: 896 };
-                    let tile = choose(product, shape, H200);
-                    let launch = launch_shape(product, tile, shape, H200);
-                    let [blocks, 1, 1] = launch.grid else { panic!("{launch:?}") };
-                    let tiles = rows.div_ceil(tile.rows()) * features.div_ceil(tile.features(product));
-                    let halved = tile.groups == 2 && tiles <= 66;
-                    assert_eq!(blocks as usize, if halved { 2 * tiles } else { tiles.min(132) });
-                    assert!(launch.block == 256 || launch.block == 384);
-                }
-            }
-        }
-    }
-}
+mod tests;
