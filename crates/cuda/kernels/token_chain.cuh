@@ -76,13 +76,14 @@ __device__ __forceinline__ u32 input_address(const Work& work, u32 pair) {
     return shared_address(work.input) + (2 * pair + lane / 4 % 2) * INPUT_PITCH + lane % 4 * 16;
 }
 
-// Two steps. Of the columns only the first two have activations, so that only eight lanes read any.
-__device__ __forceinline__ void multiply_two(
-    u32 input, u32 step, const u32 (&first)[4], const u32 (&second)[4], float (&sums)[4]
-) {
+// The activations of two steps. Of the columns only the first two have any, so that only eight lanes read.
+__device__ __forceinline__ uint4 load_input(u32 input, u32 step) {
     uint4 x = make_uint4(0, 0, 0, 0);
     asm volatile("{\n.reg .pred p;\nsetp.lt.u32 p, %5, 8;\n@p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
                  : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w) : "r"(input + step * 32), "r"(threadIdx.x % 32) : "memory");
+    return x;
+}
+__device__ __forceinline__ void multiply_two(uint4 x, const u32 (&first)[4], const u32 (&second)[4], float (&sums)[4]) {
     multiply<A>(sums, first, x.x, x.y);
     multiply<A>(sums, second, x.z, x.w);
 }
@@ -97,36 +98,41 @@ struct Chain {
         : fill(fill), weights(ring.at(fill)), input(input_address(work, pair)) {}
 };
 
-// The fills of a phase; a warp has every CONSUMER_WARPS-th one.
+// A warp's place among those that take fills: first the warps that neither take activations nor finish the first outputs, last
+// the one that finishes these.
+__device__ __forceinline__ u32 chain_rank() { return (threadIdx.x / 32 + CONSUMER_WARPS - READERS / 32 - 1) % CONSUMER_WARPS; }
+
+// The fills of a phase, which warps take in turns.
 struct Fills {
-    // The block's first one, and how many there are.
+    const Share& share;
+    // The block's first one, and the one behind its last one.
     u32 first;
-    u32 count;
-    // Of a strip, and how far a warp's next fill is from its last one among them.
-    u32 pairs;
-    u32 advance;
+    u32 end;
+    // Warps that take any. Where two rounds are enough they are so many that a warp's two fills meet the same activations.
+    u32 warps;
 
     __device__ __forceinline__ Fills(const Share& share, u32 strips, u32 first)
-        : first(first), count(share.count * share.pairs * strips), pairs(share.pairs), advance(remainder(share, CONSUMER_WARPS)) {}
-
-    static __device__ __forceinline__ u32 remainder(const Share& share, u32 x) {
-        return x - (x * share.inverse >> 16) * share.pairs;
+        : share(share), first(first), end(first + share.count * share.pairs * strips), warps(CONSUMER_WARPS) {
+        const u32 count = end - first, even = CONSUMER_WARPS - place_in_strip(CONSUMER_WARPS);
+        if (count > CONSUMER_WARPS && count <= 2 * even) warps = even;
     }
-    __device__ __forceinline__ u32 next_pair(u32 pair) const {
-        pair += advance;
-        return pair < pairs ? pair : pair - pairs;
-    }
-    __device__ __forceinline__ bool has(const Chain& chain) const { return chain.fill < first + count; }
 
-    // Holds the weights of a chain, and frees its slot. A warp without a chain loads what is not used: a branch around it
-    // would keep other values in registers.
+    __device__ __forceinline__ u32 place_in_strip(u32 x) const { return x - (x * share.inverse >> 16) * share.pairs; }
+    __device__ __forceinline__ Chain chain(u32 fill, const Ring& ring, const Work& work) const {
+        return Chain(fill, place_in_strip(fill - first), ring, work);
+    }
+    // A warp's first fill.
+    __device__ __forceinline__ u32 of_warp() const { return chain_rank() < warps ? first + chain_rank() : end; }
+    __device__ __forceinline__ bool has(const Chain& chain) const { return chain.fill < end; }
+
+    // Holds the weights of a chain, and frees its slot.
     __device__ __forceinline__ void hold(const Chain& chain, bool is_there, const Ring& ring, Held& held) const {
-        if (has(chain) && !is_there) ring.wait(chain.fill);
+        if (!is_there) ring.wait(chain.fill);
         chain.weights.load(0, held);
-        u32 read = 0;
+        u32 read[4] = {};
 #pragma unroll
-        for (u32 i = 0; i < STEPS * 4; ++i) read ^= held[i / 4][i % 4];
-        if (has(chain)) ring.release(chain.fill, read);
+        for (u32 i = 0; i < STEPS * 4; ++i) read[i % 4] ^= held[i / 4][i % 4];
+        ring.release(chain.fill, read[0] ^ read[1] ^ read[2] ^ read[3]);
     }
     // Lanes 0, 4, ... have the sums of both segments.
     __device__ __forceinline__ void store(const Chain& chain, const Work& work, const float (&sums)[4]) const {
@@ -142,52 +148,69 @@ struct Fills {
         float sums[4] = {};
         if (!has(next)) {
 #pragma unroll
-            for (u32 step = 0; step < STEPS; step += 2) multiply_two(chain.input, step, held[step], held[step + 1], sums);
+            for (u32 step = 0; step < STEPS; step += 2) {
+                multiply_two(load_input(chain.input, step), held[step], held[step + 1], sums);
+            }
         } else {
             if (!next_is_there) ring.wait(next.fill);
-            float next_sums[4] = {};
-#pragma unroll
-            for (u32 step = 0; step < STEPS; step += 2) {
-                Fragments<2> two;
-                next.weights.load(step, two);
-                multiply_two(chain.input, step, held[step], held[step + 1], sums);
-                multiply_two(next.input, step, two[0], two[1], next_sums);
+            if (next.input == chain.input) {
+                multiply_both<true>(chain, next, held, ring, work, sums);
+            } else {
+                multiply_both<false>(chain, next, held, ring, work, sums);
             }
-            ring.release(next.fill, bits_of(next_sums[0]));
-            store(next, work, next_sums);
         }
         store(chain, work, sums);
+    }
+
+private:
+    // Shared memory is busy with the weights of all warps: what both chains multiply is loaded once.
+    template <bool SAME>
+    __device__ __forceinline__ void multiply_both(
+        const Chain& chain, const Chain& next, const Held& held, const Ring& ring, const Work& work, float (&sums)[4]
+    ) const {
+        float next_sums[4] = {};
+#pragma unroll
+        for (u32 step = 0; step < STEPS; step += 2) {
+            Fragments<2> two;
+            next.weights.load(step, two);
+            const uint4 x = load_input(chain.input, step);
+            multiply_two(x, held[step], held[step + 1], sums);
+            multiply_two(SAME ? x : load_input(next.input, step), two[0], two[1], next_sums);
+        }
+        ring.release(next.fill, bits_of(next_sums[0]));
+        store(next, work, next_sums);
     }
 };
 
 // What a warp multiplies in a phase: its first two fills, found while activations are waited for, and the first one's weights.
 struct Product {
     Fills fills;
-    u32 pair;
     Chain one;
     Chain two;
-    bool two_is_there;
+    bool two_is_there = false;
     Held held;
 
     __device__ __forceinline__ Product(const Share& share, u32 strips, u32 first, const Ring& ring, const Work& work)
-        : fills(share, strips, first), pair(Fills::remainder(share, threadIdx.x / 32)),
-          one(first + threadIdx.x / 32, pair, ring, work),
-          two(one.fill + CONSUMER_WARPS, fills.next_pair(pair), ring, work) {
-        bool one_is_there;
-        ring.look_at(one.fill, two.fill, one_is_there, two_is_there);
-        fills.hold(one, one_is_there, ring, held);
+        : fills(share, strips, first), one(fills.chain(fills.of_warp(), ring, work)),
+          two(fills.chain(one.fill + fills.warps, ring, work)) {
+        if (fills.has(one)) {
+            bool one_is_there;
+            ring.look_at(one.fill, two.fill, one_is_there, two_is_there);
+            fills.hold(one, one_is_there, ring, held);
+        } else {
+            // Else what these registers had before would be kept.
+#pragma unroll
+            for (u32 i = 0; i < STEPS * 4; ++i) held[i / 4][i % 4] = 0;
+        }
     }
 
     // When the activations are there.
     __device__ __forceinline__ void multiply(const Ring& ring, const Work& work) {
         if (fills.has(one)) fills.multiply(one, two, two_is_there, held, ring, work);
-        u32 fill = two.fill + CONSUMER_WARPS, at = fills.next_pair(fills.next_pair(pair));
-        while (fill < fills.first + fills.count) {
-            const Chain third(fill, at, ring, work), fourth(fill + CONSUMER_WARPS, fills.next_pair(at), ring, work);
+        for (u32 fill = two.fill + fills.warps; fill < fills.end; fill += 2 * fills.warps) {
+            const Chain third = fills.chain(fill, ring, work), fourth = fills.chain(fill + fills.warps, ring, work);
             fills.hold(third, false, ring, held);
             fills.multiply(third, fourth, false, held, ring, work);
-            fill += 2 * CONSUMER_WARPS;
-            at = fills.next_pair(fills.next_pair(at));
         }
         consumers_sync();
     }

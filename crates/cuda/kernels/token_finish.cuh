@@ -7,47 +7,48 @@ struct Place {
     u32 page;
 };
 
-// The word of two neighbouring threads' outputs, in both.
-__device__ __forceinline__ u32 join_neighbours(float x) {
-    const float other = __shfl_xor_sync(FULL_WARP, x, 1);
-    const bool odd = threadIdx.x % 2 == 1;
-    const float two[2] = {odd ? other : x, odd ? x : other};
+__device__ __forceinline__ u32 encode_both(float first, float second) {
+    const float two[2] = {first, second};
     return encode_word(two, A{});
 }
 
-// What a thread needs for its output beside the sums, found while activations are waited for: of QKV and GATE_UP.
+// The sums of a tile's neighbouring outputs, a word of the exchange, are finished by one thread. What it needs beside the
+// sums is found while activations are waited for: of QKV and GATE_UP.
 struct DoubleEnding {
-    // The exchange's word that this thread stores.
+    // The exchange's word, of QKV that of the first half of a head.
     u64* to;
     // QKV: where the same goes in the cache, or null. Where the cache has scales, attention writes it: it takes keys and
     // values as they are before they are rounded.
     C* cache;
     bool unrounded;
-    float bias[2];
-    float cos;
-    float sin;
+    bool turned;
+    float bias[2][2];
+    float cos[2];
+    float sin[2];
 
-    // A pair of dimensions. Even threads store the words of the first half of the head, odd ones those of the second.
+    // Two pairs of dimensions: one word of each half of the head.
     __device__ __forceinline__ void find(const TokenArgs& args, const Phase& phase, const Place& place, u32 output) {
         if (phase.kind == GATE_UP) {
             to = args.gated + output / 2;
             return;
         }
         const u32 pairs = DIM / 2, head = output / pairs, pair = output % pairs;
-        const u32 dim = pair / 2 * 2 + output % 2 * pairs;
-        to = args.projected + head * pairs + projected_place(dim / 2);
-        if (phase.bias != nullptr) {
-            bias[0] = phase.bias[head * DIM + pair];
-            bias[1] = phase.bias[head * DIM + pair + pairs];
-        }
+        to = args.projected + head * pairs + projected_place(pair / 2);
         const u64 at = (u64(place.rope_set) * args.context + place.position) * pairs + pair;
-        cos = args.cos[at];
-        sin = args.sin[at];
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            if (phase.bias != nullptr) {
+                bias[0][i] = phase.bias[head * DIM + pair + i];
+                bias[1][i] = phase.bias[head * DIM + pair + pairs + i];
+            }
+            cos[i] = args.cos[at + i];
+            sin[i] = args.sin[at + i];
+        }
+        turned = true;
         if (head < args.query_heads) return;
         const u32 cached = head - args.query_heads;
         const bool is_key = cached < args.key_heads;
-        // Values are not turned.
-        if (!is_key) cos = infinity();
+        turned = is_key;
         if (SCALED) {
             unrounded = true;
             to = args.projected + projected_newest(args, cached) + pair;
@@ -55,34 +56,38 @@ struct DoubleEnding {
         }
         const CacheLayer layer{phase.cache, phase.scales, args.key_heads, args.page_shift, args.cache_stride, 0};
         const u32 key = vector_in_page(layer, place.page, is_key ? cached : cached - args.key_heads, place.position);
-        cache = phase.cache + u64(is_key ? key : key + value_offset(layer)) * args.cache_stride + dim;
+        cache = phase.cache + u64(is_key ? key : key + value_offset(layer)) * args.cache_stride + pair;
     }
 
     // Bias, RoPE, the exchange, and the cache, each number as product_small_qkv.cuh computes it.
-    __device__ __forceinline__ void finish_pair(float x, float y, bool has_bias, u32 epoch, bool valid) const {
-        if (has_bias) {
-            x = x + bias[0];
-            y = y + bias[1];
+    __device__ __forceinline__ void finish_pairs(float2 (&sum)[2], bool has_bias, u32 epoch) const {
+        float x[2] = {sum[0].x, sum[0].y}, y[2] = {sum[1].x, sum[1].y};
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            if (has_bias) {
+                x[i] = x[i] + bias[0][i];
+                y[i] = y[i] + bias[1][i];
+            }
+            if (turned) {
+                const float first = mul_add(y[i], -sin[i], x[i] * cos[i]);
+                y[i] = mul_add(x[i], sin[i], y[i] * cos[i]);
+                x[i] = first;
+            }
         }
-        if (cos != infinity()) {
-            const float turned = mul_add(y, -sin, x * cos);
-            y = mul_add(x, sin, y * cos);
-            x = turned;
-        }
-        const u32 low = join_neighbours(x), high = join_neighbours(y);
-        const u32 data = threadIdx.x % 2 == 0 ? low : high;
-        if (!valid) return;
         if (SCALED && unrounded) {
-            post(to, bits_of(x), epoch);
-            post(to + DIM / 2, bits_of(y), epoch);
+            post_two(to, bits_of(x[0]), bits_of(x[1]), epoch);
+            post_two(to + DIM / 2, bits_of(y[0]), bits_of(y[1]), epoch);
             return;
         }
-        post(to, data, epoch);
-        if (cache != nullptr) *reinterpret_cast<u32*>(cache) = data;
+        const u32 low = encode_both(x[0], x[1]), high = encode_both(y[0], y[1]);
+        post(to, low, epoch);
+        post(to + projected_place(DIM / 4), high, epoch);
+        if (cache == nullptr) return;
+        *reinterpret_cast<u32*>(cache) = low;
+        *reinterpret_cast<u32*>(cache + DIM / 2) = high;
     }
-    __device__ __forceinline__ void finish_gated(float gate, float up, u32 epoch, bool valid) const {
-        const u32 data = join_neighbours(silu(gate) * up);
-        if (valid && threadIdx.x % 2 == 0) post(to, data, epoch);
+    __device__ __forceinline__ void finish_gated(float2 (&sum)[2], u32 epoch) const {
+        post(to, encode_both(silu(sum[0].x) * sum[1].x, silu(sum[0].y) * sum[1].y), epoch);
     }
 };
 
@@ -97,50 +102,54 @@ struct SingleEnding {
         residual_at = (phase.kind == OUT ? args.hidden : args.middle) + spread(output / 2);
         residual = look(residual_at);
     }
-    __device__ __forceinline__ void finish(float sum, f32 alpha, u32 epoch, u32 to_epoch, bool valid) const {
-        float two[2] = {0.0f, 0.0f};
-        if (valid) decode_word(take(residual_at, residual, epoch), A{}, two);
-        const u32 data = join_neighbours(sum * alpha + (threadIdx.x % 2 == 0 ? two[0] : two[1]));
-        if (valid && threadIdx.x % 2 == 0) post(to, data, to_epoch);
+    __device__ __forceinline__ void finish(float2 sum, f32 alpha, u32 epoch, u32 to_epoch) const {
+        float two[2];
+        decode_word(take(residual_at, residual, epoch), A{}, two);
+        post(to, encode_both(sum.x * alpha + two[0], sum.y * alpha + two[1]), to_epoch);
     }
 };
 
-// Adds all segments of COUNT outputs, `stride` floats apart, ascending.
-template <int COUNT>
-__device__ __forceinline__ void add_segments(const float* sums, u32 segments, u32 stride, float (&total)[COUNT]) {
-    // Twenty, which 4,864 columns have, are two rounds.
-    constexpr u32 EACH = COUNT == 1 ? 10 : 4;
-#pragma unroll 1
-    for (u32 first = 0; first < segments; first += EACH, sums += EACH * TILE) {
-        float part[COUNT][EACH];
-#pragma unroll
-        for (u32 i = 0; i < EACH; ++i) {
-            // Zeros at the end change nothing.
-#pragma unroll
-            for (u32 j = 0; j < COUNT; ++j) part[j][i] = first + i < segments ? sums[i * TILE + j * stride] : 0.0f;
-        }
-#pragma unroll
-        for (u32 i = 0; i < EACH; ++i) {
-#pragma unroll
-            for (u32 j = 0; j < COUNT; ++j) total[j] = total[j] + part[j][i];
-        }
-    }
-}
-
-// This thread's output of a phase, if it finishes one.
+// This thread's two outputs of a phase, if it finishes any.
 struct Finisher {
     u32 number;
     bool works;
-    bool valid;
+    // Its sums of the first strip's first segment.
+    u32 sums;
 
-    // Whole warps work: neighbouring lanes join their outputs.
-    __device__ __forceinline__ explicit Finisher(const Share& share) {
+    __device__ __forceinline__ Finisher(const Share& share, u32 strips, const Work& work) {
         number = threadIdx.x - READERS;
-        works = threadIdx.x >= READERS && number < round_up(share.count * TILE, 32);
-        valid = works && number < share.count * TILE;
+        works = threadIdx.x >= READERS && number < share.count * (TILE / 2);
+        const u32 tile = number / (TILE / 2) * strips * share.pairs * 2 * TILE;
+        sums = kept(shared_address(work.sums) + (tile + number % (TILE / 2) * 2) * sizeof(float));
     }
-    // The sums of the first strip's segments.
-    __device__ __forceinline__ const float* sums(const Work& work, u32 segments, u32 strips) const {
-        return work.sums + number / TILE * strips * segments * TILE + number % TILE;
+    __device__ __forceinline__ u32 output(const Share& share) const { return share.first * TILE + number * 2; }
+
+    // Adds all segments of each strip, ascending.
+    template <int STRIPS>
+    __device__ __forceinline__ void add(u32 pairs, float2 (&total)[STRIPS]) const {
+        // Pairs of segments at a time: ten, which 4,864 columns have, are two rounds.
+        constexpr u32 EACH = STRIPS == 1 ? 5 : 2;
+        const u32 stride = pairs * 2 * TILE * sizeof(float);
+        u32 from = sums;
+#pragma unroll 1
+        for (u32 first = 0; first < pairs; first += EACH, from += EACH * 2 * TILE * sizeof(float)) {
+            float2 part[STRIPS][2 * EACH];
+#pragma unroll
+            for (u32 i = 0; i < 2 * EACH; ++i) {
+                // Zeros at the end change nothing.
+#pragma unroll
+                for (u32 j = 0; j < STRIPS; ++j) {
+                    part[j][i] = float2{0.0f, 0.0f};
+                    if (first + i / 2 < pairs) part[j][i] = load_shared_two(from + i * TILE * sizeof(float) + j * stride);
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < 2 * EACH; ++i) {
+#pragma unroll
+                for (u32 j = 0; j < STRIPS; ++j) {
+                    total[j] = float2{total[j].x + part[j][i].x, total[j].y + part[j][i].y};
+                }
+            }
+        }
     }
 };

@@ -43,12 +43,12 @@ __device__ __forceinline__ AskedInput ask_input(const u64* words, u32 columns) {
 
 __device__ __forceinline__ void take_input(AskedInput& asked, u32 columns, u32 epoch, const Work& work) {
     const u32 to = input_place(work, threadIdx.x * 4);
+    pad_input(columns, work);
     asked.settle(epoch);
 #pragma unroll
     for (u32 i = 0; i < INPUT_EACH; ++i) {
         if (i < asked.count) store_input(to, i, asked.data(i));
     }
-    pad_input(columns, work);
     consumers_sync();
 }
 
@@ -58,6 +58,31 @@ __device__ __forceinline__ float reciprocal(float x) {
     asm("rcp.rn.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
 }
+
+// 1 / sqrt(sum / columns + eps), every operation rounded once. Far from the ends of f32's range these are the very steps that
+// the compiler takes for them, without a branch for each.
+struct InverseRoot {
+    float columns;
+    float by_columns;
+    float eps;
+    // Bits from those of 2^-60 on that sums have for which that holds.
+    u32 plain;
+
+    __device__ __forceinline__ InverseRoot(u32 columns, float eps)
+        : columns(float(columns)), by_columns(reciprocal(float(columns))), eps(eps),
+          plain(eps >= 0.0f && eps <= 1.0f ? 120 << 23 : 0) {}
+
+    __device__ __forceinline__ float of(float sum) const {
+        if (bits_of(sum) - (67 << 23) >= plain) return reciprocal(square_root(divide(sum, columns) + eps));
+        const float quotient = sum * by_columns;
+        const float x = mul_add(by_columns, mul_add(-columns, quotient, sum), quotient) + eps;
+        float inverse, result;
+        asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+        const float near = x * inverse, root = mul_add(mul_add(-near, near, x), inverse * 0.5f, near);
+        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(root));
+        return mul_add(result, -mul_add(result, root, -1.0f), result);
+    }
+};
 
 // A thread's weights of the norm.
 using NormWeights = float[NORM_SWEEPS][NORM_EACH];
@@ -87,7 +112,9 @@ __device__ __forceinline__ void take_normed(
 ) {
     float x[NORM_SWEEPS][NORM_EACH] = {}, sum = 0.0f;
     const u32 to = input_place(work, threadIdx.x * NORM_EACH);
-    const u32 sweeps = asked.count;
+    const u32 sweeps = asked.count, lane = threadIdx.x % 32;
+    const InverseRoot inverse_root(columns, eps);
+    pad_input(columns, work);
     if (threadIdx.x < READERS) {
         asked.settle(epoch);
 #pragma unroll
@@ -98,19 +125,19 @@ __device__ __forceinline__ void take_normed(
 #pragma unroll
             for (u32 j = 0; j < NORM_EACH; ++j) sum = mul_add(x[i][j], x[i][j], sum);
         }
-        work.scratch[threadIdx.x] = sum;
+        // Those of lanes 16 apart, which are added first of a warp's, lie together.
+        work.scratch[threadIdx.x - lane + lane % 16 * 2 + lane / 16] = sum;
         // The other warps may still be busy.
         asm volatile("bar.sync 3, %0;" ::"n"(READERS) : "memory");
-        float part[READERS / 32];
+        float2 part[READERS / 32];
 #pragma unroll
-        for (u32 i = 0; i < READERS / 32; ++i) part[i] = work.scratch[i * 32 + threadIdx.x % 32];
+        for (u32 i = 0; i < READERS / 32; ++i) part[i] = reinterpret_cast<const float2*>(work.scratch)[i * 16 + lane % 16];
 #pragma unroll
         for (u32 half = READERS / 64; half > 0; half /= 2) {
 #pragma unroll
-            for (u32 i = 0; i < half; ++i) part[i] = part[i] + part[i + half];
+            for (u32 i = 0; i < half; ++i) part[i] = float2{part[i].x + part[i + half].x, part[i].y + part[i + half].y};
         }
-        sum = warp_sum(part[0]);
-        const float inverse = reciprocal(square_root(divide(sum, float(columns)) + eps));
+        const float inverse = inverse_root.of(warp_sum<16>(part[0].x + part[0].y));
 #pragma unroll
         for (u32 i = 0; i < NORM_SWEEPS; ++i) {
             if (i >= sweeps) continue;
@@ -120,6 +147,5 @@ __device__ __forceinline__ void take_normed(
             store_input(to, i, encode<A>(scaled).raw.bits);
         }
     }
-    pad_input(columns, work);
     consumers_sync();
 }

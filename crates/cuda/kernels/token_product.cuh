@@ -11,23 +11,22 @@ __device__ __forceinline__ void double_phase(
     const bool is_qkv = phase.kind == QKV, has_bias = phase.bias != nullptr;
     const u64* words = is_qkv ? args.hidden : args.middle;
     const u32 columns = phase.columns;
-    const Finisher finisher(share);
+    const Finisher finisher(share, 2, work);
     NormWeights weight = {};
     load_norm(phase, weight);
     DoubleEnding ending = {};
-    if (finisher.valid) ending.find(args, phase, place, share.first * TILE + finisher.number);
+    if (finisher.works) ending.find(args, phase, place, finisher.output(share));
     Product product(share, 2, fill, ring, work);
     auto asked = ask_normed(words, columns);
     take_normed(asked, weight, columns, args.eps, epoch, work);
     product.multiply(ring, work);
     if (!finisher.works) return;
-    const u32 segments = 2 * product.fills.pairs;
-    float total[2] = {0.0f, 0.0f};
-    add_segments(finisher.sums(work, segments, 2), finisher.valid ? segments : 0, segments * TILE, total);
+    float2 total[2] = {};
+    finisher.add(share.pairs, total);
     if (is_qkv) {
-        ending.finish_pair(total[0], total[1], has_bias, epoch, finisher.valid);
+        ending.finish_pairs(total, has_bias, epoch);
     } else {
-        ending.finish_gated(total[0], total[1], epoch, finisher.valid);
+        ending.finish_gated(total, epoch);
     }
 }
 
@@ -39,18 +38,17 @@ __device__ __forceinline__ void single_phase(
     const u64* words = is_out ? args.attended : args.gated;
     const f32 alpha = phase.alpha;
     const u32 columns = phase.columns;
-    const Finisher finisher(share);
+    const Finisher finisher(share, 1, work);
     SingleEnding ending = {};
-    if (finisher.valid) ending.find(args, phase, share.first * TILE + finisher.number);
+    if (finisher.works) ending.find(args, phase, finisher.output(share));
     Product product(share, 1, fill, ring, work);
     auto asked = ask_input(words, columns);
     take_input(asked, columns, epoch, work);
     product.multiply(ring, work);
     if (!finisher.works) return;
-    const u32 segments = 2 * product.fills.pairs;
-    float total[1] = {0.0f};
-    add_segments(finisher.sums(work, segments, 1), finisher.valid ? segments : 0, 0, total);
-    ending.finish(total[0], alpha, epoch, is_out ? epoch : epoch + 1, finisher.valid);
+    float2 total[1] = {};
+    finisher.add(share.pairs, total);
+    ending.finish(total[0], alpha, epoch, is_out ? epoch : epoch + 1);
 }
 
 // What the choice of the next token asks first. `best` is a thread's.
@@ -87,7 +85,7 @@ __device__ __forceinline__ void logits_phase(
             for (u32 step = 0; step < STEPS; step += 2) {
                 Fragments<2> two;
                 weights.load(step, two);
-                multiply_two(input, step, two[0], two[1], sums);
+                multiply_two(load_input(input, step), two[0], two[1], sums);
             }
             ring.release(number, bits_of(sums[0]));
             total = total + sums[0];

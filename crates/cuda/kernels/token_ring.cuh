@@ -37,6 +37,12 @@ __device__ __forceinline__ void store_shared(u32 address, u32 x) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 
+__device__ __forceinline__ float2 load_shared_two(u32 address) {
+    float2 two;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(two.x), "=f"(two.y) : "r"(address) : "memory");
+    return two;
+}
+
 // Fills are numbered from zero over the whole token; each is consumed by one warp. A warp that looks for a fill knows that
 // the one before it in the same slot has landed: what earlier phases had was consumed before their last barrier, and of its
 // own phase either the fill is among the first 2 CONSUMER_WARPS, or the last one that it has consumed is at most
