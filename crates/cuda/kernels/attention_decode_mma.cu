@@ -204,9 +204,10 @@ extern "C" __global__ __launch_bounds__(THREADS, RESIDENT) void attention_decode
     for (; section < row.first_section + row.sections; section += gridDim.x) {
 #pragma unroll 1
         while (span * SPAN < row.visible.end && span / SECTION == section) {
-            u32 next = next_span(span);
+            const u32 next = next_span(span);
+            const Visible seen = within_span(row.visible, span);
             runs = find_runs(args.cache, row.block_table, row.kv_head, row.visible, next);
-            store_scales(staged.scales, scales);
+            store_scales(staged.scales, scales, seen);
             copy_async_wait<1>();
             __syncwarp();
             load_scales(args.cache, row.block_table, row.kv_head, row.visible, next, scales);
@@ -215,7 +216,6 @@ extern "C" __global__ __launch_bounds__(THREADS, RESIDENT) void attention_decode
             __syncwarp();
             start_copy(args.cache, row, next, runs, 0, staged.keys);
             Weights weights;
-            Visible seen = within_span(row.visible, span);
             SpanSoftmax& softmax = shared.section.softmax[span % SECTION];
             compute_weights(staged.scales, seen, args.scale, scores, softmax, weights);
             copy_async_wait<1>();

@@ -31,7 +31,7 @@ constexpr int OUT_STRIDE = DIM_STEPS * 16 + 4;
 using Vectors = uint4[SPAN][ROW_PACKS];
 
 // Its scales, where there are some.
-struct SpanScales {
+struct __align__(8) SpanScales {
     float key[SCALED ? SPAN : 4];
     float value[SCALED ? SPAN : 4];
 };
@@ -74,32 +74,36 @@ __device__ __forceinline__ u32 find_runs(
     return position < visible.end ? key_vector(cache, block_table, kv_head, position) : 0;
 }
 
-// The scales of a span on their way to shared memory: those of positions lane() and lane() + 32.
+// The scales of a span on their way to shared memory: those of positions 2 * lane() and the next. They are decoded when they
+// are stored, so that nothing waits for them before.
 struct Scales {
-    float key[2];
-    float value[2];
+    Few<S, 2> key;
+    Few<S, 2> value;
 };
 
 __device__ __forceinline__ void load_scales(
     const CacheLayer& cache, const u32* block_table, u32 kv_head, Visible visible, u32 span, Scales& scales
 ) {
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        u32 position = span * SPAN + lane() + 32 * i;
-        scales.key[i] = scales.value[i] = 0.0f;
-        if (SCALED && position >= visible.first && position < visible.end) {
-            const S* key = cache.scales + key_vector(cache, block_table, kv_head, position);
-            scales.key[i] = to_f32(key[0]);
-            scales.value[i] = to_f32(key[value_offset(cache)]);
-        }
-    }
+    // Both lie in one page; where the row sees only one of them the other is hidden when they are stored.
+    const u32 position = span * SPAN + 2 * lane();
+    if (!SCALED || position + 1 < visible.first || position >= visible.end) return;
+    const S* key = cache.scales + key_vector(cache, block_table, kv_head, position);
+    scales.key = load_few<S, 2>(key);
+    scales.value = load_few<S, 2>(key + value_offset(cache));
 }
 
-__device__ __forceinline__ void store_scales(SpanScales& to, const Scales& scales) {
+// Zeros in place of those that the row does not see.
+__device__ __forceinline__ void store_scales(SpanScales& to, const Scales& scales, Visible seen) {
+    if (!SCALED) return;
+    float key[2], value[2];
+    decode(scales.key, key);
+    decode(scales.value, value);
 #pragma unroll
-    for (u32 i = 0; SCALED && i < 2; ++i) {
-        to.key[lane() + 32 * i] = scales.key[i];
-        to.value[lane() + 32 * i] = scales.value[i];
+    for (u32 i = 0; i < 2; ++i) {
+        const u32 position = 2 * lane() + i;
+        const bool visible = position >= seen.first && position < seen.end;
+        to.key[position] = visible ? key[i] : 0.0f;
+        to.value[position] = visible ? value[i] : 0.0f;
     }
 }
 

@@ -67,26 +67,22 @@ __device__ __forceinline__ void post_embedding(const TokenArgs& args, u32 epoch)
     }
 }
 
-__device__ __forceinline__ Place find_place(const TokenArgs& args) {
-    const Sequence sequence = args.batch.sequences[args.batch.row_sequence[0]];
-    const u32 position = args.batch.positions[0];
-    return Place{position, sequence.rope_set, args.batch.block_tables[sequence.block_table + (position >> args.page_shift)]};
+__device__ __forceinline__ Place find_place(const TokenArgs& args, const TokenRow& row) {
+    const u32 rope_set = args.batch.sequences[args.batch.row_sequence[0]].rope_set;
+    return Place{row.position, rope_set * args.context + row.position, row.block_table[row.position >> args.page_shift]};
 }
 
 __device__ __forceinline__ void consume(const TokenArgs& args, const Layout& layout) {
     wait_for_inputs();
     u32 epoch = *args.epoch, fill = 0;
-    // The same in all layers.
-    const u32 attention = attention_fills(args, layout.shares[ATTENTION].first);
-    const Place place = find_place(args);
+    const Place place = find_place(args, TokenRow(args));
     if (blockIdx.x == gridDim.x - 1) post_embedding(args, epoch);
 #pragma unroll 1
     for (u32 i = 0; i < args.phase_count; ++i) {
         const Phase& phase = layout.phases[i];
         const Share& share = layout.shares[i];
         if (phase.kind == ATTENTION) {
-            attention_phase(args, phase, share.first, layout.work.input, layout.ring, fill, epoch);
-            fill += attention;
+            fill = attention_phase(args, phase, share.first, layout.work.input, layout.ring, fill, epoch);
         } else if (phase.kind == LOGITS) {
             logits_phase(args, phase, share, layout.ring, fill, layout.work, epoch);
         } else if (share.count > 0) {

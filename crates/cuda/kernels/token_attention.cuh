@@ -169,8 +169,8 @@ __device__ __forceinline__ void merge_records(
 
 // ------------------------------------------------------------------------------------------------------- the phase
 
-// `fill` is the number of the block's first fill of the phase.
-__device__ __forceinline__ void attention_phase(
+// `fill` is the number of the block's first fill of the phase; returns that of the next phase.
+__device__ __forceinline__ u32 attention_phase(
     const TokenArgs& args, const Phase& phase, u32 rank, u8* work, const Ring& ring, u32 fill, u32 epoch
 ) {
     const TokenRow row(args);
@@ -188,16 +188,21 @@ __device__ __forceinline__ void attention_phase(
         const u32 poll = query_poll((unit.end - 1 + turn) % CONSUMER_WARPS);
         auto asked = ask_query(args, unit.kv_head, poll);
         WarpSpan span;
+        Scales loaded;
         span.has_newest = false;
         if (has_span) {
-            span = prepare_span(cache, row, unit, i, ring, fill + (i - unit.first) * SPAN_FILLS, area.scales[i]);
+            span = prepare_span(cache, row, unit, i, ring, fill + (i - unit.first) * SPAN_FILLS, loaded);
         }
         Newest newest(args, unit.kv_head);
-        if (span.has_newest) newest.look();
+        if (span.has_newest) newest.look(args);
         take_query(asked, poll, epoch, area);
+        if (has_span) {
+            store_scales(area.scales[i], loaded, span.seen);
+            __syncwarp();
+        }
         if (span.has_newest) {
             queries_arrive();
-            newest.take(epoch);
+            newest.take(args, epoch);
             add_newest(cache, row, unit.kv_head, newest, span, area.scales[i]);
             queries_wait();
         } else if (unit.start + unit.end > row.position / SPAN) {
@@ -224,7 +229,7 @@ __device__ __forceinline__ void attention_phase(
         fill += (unit.end - unit.first) * SPAN_FILLS;
         turn = (turn + SECTION) % CONSUMER_WARPS;
     }
-    if (row.sections == 1) return;
+    if (row.sections == 1) return fill;
     MergeArea& merging = reinterpret_cast<MergeArea*>(work)[warp()];
     const u32 first = warp() < MERGE_WARPS ? rank + gridDim.x * warp() : args.query_heads * PARTS;
 #pragma unroll 1
@@ -232,4 +237,5 @@ __device__ __forceinline__ void attention_phase(
         merge_records(args, row, merging, part / PARTS, part % PARTS, epoch);
     }
     consumers_sync();
+    return fill;
 }

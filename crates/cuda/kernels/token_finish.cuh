@@ -3,7 +3,8 @@
 // Where this token's keys and values go, and what they are turned by.
 struct Place {
     u32 position;
-    u32 rope_set;
+    // Row of the tables of cosines and sines.
+    u32 rope;
     u32 page;
 };
 
@@ -34,7 +35,7 @@ struct DoubleEnding {
         }
         const u32 pairs = DIM / 2, head = output / pairs, pair = output % pairs;
         to = args.projected + head * pairs + projected_place(pair / 2);
-        const u64 at = (u64(place.rope_set) * args.context + place.position) * pairs + pair;
+        const u64 at = u64(place.rope) * pairs + pair;
 #pragma unroll
         for (u32 i = 0; i < 2; ++i) {
             if (phase.bias != nullptr) {

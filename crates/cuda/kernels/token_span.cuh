@@ -78,17 +78,6 @@ __device__ __forceinline__ void queries_wait() { asm volatile("bar.sync 5, %0;" 
 
 // -------------------------------------------------------------------------------------------------------- the producer
 
-// Fills of a block in an attention phase: the same in every layer.
-__device__ __forceinline__ u32 attention_fills(const TokenArgs& args, u32 rank) {
-    const TokenRow row(args);
-    u32 spans = 0;
-    for (u32 unit = rank; unit < row.sections * args.key_heads; unit += gridDim.x) {
-        const Unit of(args, row, unit);
-        spans += of.end - of.first;
-    }
-    return spans * SPAN_FILLS;
-}
-
 // Starts copying a box of vectors, whose bytes `barrier` counts. Packs come to lie where pack_offset() says, because boxes
 // start at multiples of 1,024 bytes.
 __device__ __forceinline__ void copy_vectors(u32 to, const TensorMap* map, u32 vector, u32 barrier) {
@@ -143,9 +132,6 @@ __device__ __forceinline__ void attention_feed(const TokenArgs& args, const Phas
 __device__ __forceinline__ void store_zeros(u32 address) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
 }
-__device__ __forceinline__ void store_shared_half(u32 address, u16 x) {
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
-}
 // Stores to shared memory come before those of the copy engine that what follows allows.
 __device__ __forceinline__ void fence_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -187,28 +173,28 @@ __device__ __forceinline__ void take_query(Asked<1, 0>& asked, u32 poll, u32 epo
     __syncwarp();
 }
 
-// This token's key and value, by the warp that has its span. A lane has two neighbouring words: in pairs, lanes 0 to 15 have
-// the key's and the others the value's.
+// This token's key and value, by the warp that has its span: lanes 0 to 15 have so many neighbouring words of the key each, the
+// others of the value.
+constexpr u32 NEWEST_EACH = NEWEST_WORDS / 16;
+
 struct Newest {
-    const u64* words;
-    u32 to_value;
-    uint4 seen[SCALED ? 2 : 1];
+    // The lane's first word.
+    u32 first;
+    uint4 seen[NEWEST_EACH / 2];
 
     __device__ __forceinline__ Newest(const TokenArgs& args, u32 kv_head) {
-        const u32 head = SCALED ? kv_head : kv_head + lane() / 16 * args.key_heads;
-        words = args.projected + projected_newest(args, head) + 2 * lane() % NEWEST_WORDS;
-        to_value = args.key_heads * NEWEST_WORDS;
+        first = projected_newest(args, kv_head + lane() / 16 * args.key_heads) + lane() % 16 * NEWEST_EACH;
     }
-    __device__ __forceinline__ void look() {
-        seen[0] = peek_two(words);
-        if (SCALED) seen[SCALED] = peek_two(words + to_value);
+    __device__ __forceinline__ void look(const TokenArgs& args) {
+#pragma unroll
+        for (u32 i = 0; i < NEWEST_EACH / 2; ++i) seen[i] = peek_two(args.projected + first + 2 * i);
     }
-    // Until both are there, which have been looked at before.
-    __device__ __forceinline__ void take(u32 epoch) {
+    // Until all are there, which have been looked at before.
+    __device__ __forceinline__ void take(const TokenArgs& args, u32 epoch) {
         Patience patience;
-        while (!are_of(seen[0], epoch) || !are_of(seen[SCALED], epoch)) {
+        while (!are_of(seen[0], epoch) || !are_of(seen[NEWEST_EACH / 2 - 1], epoch)) {
             patience.spend();
-            look();
+            look(args);
         }
         __syncwarp();
     }
@@ -242,42 +228,31 @@ __device__ __forceinline__ void put_newest(uint4 words, u32 position, u32 keys, 
     store_shared(base + pack_offset(position, 2 * step + 1), words.z);
 }
 
-// The same where they have yet to be scaled: as the cache has them, which gets them here. Both together, because each is a
-// chain of slow operations. `keys`, `values` and `position` are where they go in shared memory, `key` is the key's number.
+// The same where they have yet to be scaled: as the cache has them, which gets them here. `keys`, `values` and `position` are
+// where they go in shared memory, `key` is the key's number.
 __device__ __forceinline__ void put_scaled(
     const CacheLayer& cache, const uint4* words, u32 position, u32 keys, u32 values, u32 key, SpanScales& scales
 ) {
-    float largest[2];
-    S scale[2];
-    u16 codes[2];
+    const float numbers[4] = {float_of(words[0].x), float_of(words[0].z), float_of(words[1].x), float_of(words[1].z)};
+    float largest = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const float x = float_of(words[i].x), y = float_of(words[i].z);
-        largest[i] = warp_max(larger(fabsf(y), larger(fabsf(x), 0.0f)));
-    }
+    for (int i = 0; i < 4; ++i) largest = larger(largest, fabsf(numbers[i]));
+    const S scale = stored_scale(warp_max<16>(largest));
+    const float by = divisor_of(scale);
+    u32 codes = 0;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        scale[i] = stored_scale(largest[i]);
-        const float by = divisor_of(scale[i]), x = float_of(words[i].x), y = float_of(words[i].z);
-        codes[i] = u16(from_f32<e4m3>(divide(x, by)).bits | from_f32<e4m3>(divide(y, by)).bits << 8);
-    }
-    const u32 at = 2 * lane() * u32(sizeof(C)), place = pack_offset(position, at / 16) + at % 16;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const u32 vector = i == 0 ? key : key + value_offset(cache);
-        store_shared_half((i == 0 ? keys : values) + place, codes[i]);
-        *reinterpret_cast<u16*>(cache.values + u64(vector) * cache.stride + 2 * lane()) = codes[i];
-        if (lane() == 0) cache.scales[vector] = scale[i];
-    }
-    scales.key[position] = to_f32(scale[0]);
-    scales.value[position] = to_f32(scale[1]);
+    for (int i = 0; i < 4; ++i) codes |= u32(from_f32<e4m3>(divide(numbers[i], by)).bits) << 8 * i;
+    const bool is_key = lane() < 16;
+    const u32 at = lane() % 16 * 4, vector = is_key ? key : key + value_offset(cache);
+    store_shared((is_key ? keys : values) + pack_offset(position, at / 16) + at % 16, codes);
+    (is_key ? scales.key : scales.value)[position] = to_f32(scale);
+    *reinterpret_cast<u32*>(cache.values + u64(vector) * cache.stride + at) = codes;
+    if (at == 0) cache.scales[vector] = scale;
 }
 
 // A warp's span of a unit.
 struct WarpSpan {
     Visible seen;
-    // Of this token's position within the span, if it has that.
-    u32 newest;
     bool has_newest;
     u32 fill;
     // Addresses in shared memory.
@@ -285,22 +260,20 @@ struct WarpSpan {
     u32 values;
 };
 
-// What a warp does before the queries are there.
+// What a warp does before the queries are there. The scales are still on their way then: words have often come by the time that
+// a warp first looks, so that all it waits for before delays the token.
 __device__ __forceinline__ WarpSpan prepare_span(
-    const CacheLayer& cache, const TokenRow& row, const Unit& unit, u32 i, const Ring& ring, u32 fill, SpanScales& scales
+    const CacheLayer& cache, const TokenRow& row, const Unit& unit, u32 i, const Ring& ring, u32 fill, Scales& loaded
 ) {
     const u32 number = unit.start + i;
     WarpSpan span;
     span.seen = within_span(row.visible, number);
-    span.newest = row.position % SPAN;
     span.has_newest = row.position / SPAN == number;
     span.fill = fill;
-    Scales loaded;
     load_scales(cache, row.block_table, unit.kv_head, row.visible, number, loaded);
     span.keys = ring.wait(fill);
     span.values = SPAN_FILLS == 2 ? ring.wait(fill + 1) : span.keys + SPAN_BYTES;
     if (!is_whole(span.seen)) clear_unseen(span.seen, span.values);
-    store_scales(scales, loaded);
     __syncwarp();
     return span;
 }
@@ -311,9 +284,9 @@ __device__ __forceinline__ void add_newest(
 ) {
     if constexpr (SCALED) {
         const u32 key = key_vector(cache, row.block_table, kv_head, row.position);
-        put_scaled(cache, newest.seen, span.newest, span.keys, span.values, key, scales);
+        put_scaled(cache, newest.seen, row.position % SPAN, span.keys, span.values, key, scales);
     } else {
-        put_newest(newest.seen[0], span.newest, span.keys, span.values);
+        put_newest(newest.seen[0], row.position % SPAN, span.keys, span.values);
     }
     __syncwarp();
 }
