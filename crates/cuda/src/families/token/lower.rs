@@ -178,11 +178,13 @@ impl Sizes {
         self.layer_tiles().map(|(_, tiles)| tiles.tiles * tiles.bytes).iter().sum::<usize>() / self.blocks
     }
 
-    /// Keys and values of a layer: blocks that read them have fewer weights.
+    /// Keys and values of a layer: blocks that read them have fewer weights. Codes take as long as values of activations; where
+    /// at most half of the blocks have any, the others wait for these and not for memory.
     fn beside(&self, sections: usize) -> Beside {
-        let Sizes { heads, cache, .. } = *self;
-        let bytes = 2 * SECTION * SPAN * cache.vector_bytes(heads.dim);
-        Beside { units: heads.key_value * sections, bytes }
+        let Sizes { heads, cache, blocks, .. } = *self;
+        let (units, vector) = (heads.key_value * sections, cache.vector_bytes(heads.dim));
+        let vector = if 2 * units > blocks { vector } else { vector.max(heads.dim * WEIGHT_BYTES) };
+        Beside { units, bytes: 2 * SECTION * SPAN * vector }
     }
 
     /// For each [`Kind`], in order, the tiles of every block, where a token sees up to `sections` sections of positions, and
@@ -193,7 +195,11 @@ impl Sizes {
     pub fn ranges(&self, sections: usize) -> Result<Vec<TileRange>, Refusal> {
         let blocks = self.blocks;
         let layer = self.layer_tiles();
-        let phases = layer.map(|(_, tiles)| tiles);
+        let mut phases = layer.map(|(_, tiles)| tiles);
+        if sections == 1 {
+            // Blocks wait for words then, and never for memory: phases end soonest where none has more tiles than others.
+            phases.iter_mut().for_each(|phase| phase.most = phase.most.min(phase.tiles.div_ceil(blocks)));
+        }
         let divide = |sections| shares::divide(&phases, self.beside(sections), blocks, WARPS);
         let longest = self.beside(sections);
         let heaviest = |starts: &[Starts]| shares::heaviest(&phases, starts, longest, blocks);

@@ -177,6 +177,28 @@ fn tables_suit_the_middle_of_their_contexts_where_the_longest_suffer_nothing() {
 }
 
 #[test]
+fn no_block_has_more_than_an_even_share_where_there_is_one_section() {
+    for model in [QWEN, LLAMA] {
+        let (sizes, lowered) = lowered(&model.program());
+        for phase in lowered.phases[..LAYER_PHASES].iter().filter(|phase| phase.weights != 0) {
+            let counts: Vec<u32> =
+                tiles(phase, 1, &lowered, &sizes).iter().map(|range| range.count).collect();
+            let (most, all) = (counts.iter().max().unwrap(), counts.iter().sum::<u32>());
+            assert_eq!(*most, all.div_ceil(sizes.blocks as u32));
+        }
+    }
+}
+
+#[test]
+fn codes_weigh_as_much_as_values_where_few_blocks_attend() {
+    let (values, _) = lowered(&QWEN.program());
+    let cache = CacheFormat { format: Format::F8E4M3, scales: Some(Format::F16) };
+    let codes = Sizes { cache, ..values };
+    assert_eq!(codes.beside(32), values.beside(32));
+    assert!(codes.beside(64).bytes < values.beside(64).bytes);
+}
+
+#[test]
 fn phases_say_what_the_program_says() {
     let program = QWEN.program();
     let (sizes, lowered) = lowered(&program);
