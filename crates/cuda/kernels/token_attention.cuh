@@ -193,7 +193,7 @@ __device__ __forceinline__ u32 attention_phase(
         if (has_span) {
             span = prepare_span(cache, row, unit, i, ring, fill + (i - unit.first) * SPAN_FILLS, loaded);
         }
-        Newest newest(args, unit.kv_head);
+        Newest newest(unit.kv_head);
         if (span.has_newest) newest.look(args);
         take_query(asked, poll, epoch, area);
         if (has_span) {
@@ -211,7 +211,7 @@ __device__ __forceinline__ u32 attention_phase(
             consumers_sync();
         }
         if (has_span) {
-            attend_span(args, span, i, ring, area);
+            attend_span(args, span, i, ring, fill + (i - unit.first) * SPAN_FILLS, area);
         } else if (i < SECTION) {
             softmax_arrive();
         } else {
@@ -224,7 +224,7 @@ __device__ __forceinline__ u32 attention_phase(
         }
         consumers_sync();
         merge_unit(args, row, unit, section, epoch);
-        if (has_span && has_stored(span)) release_stored(ring, span);
+        if (has_span && has_stored(span)) release_stored(ring, fill + (i - unit.first) * SPAN_FILLS);
         consumers_sync();
         fill += (unit.end - unit.first) * SPAN_FILLS;
         turn = (turn + SECTION) % CONSUMER_WARPS;

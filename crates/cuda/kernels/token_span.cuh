@@ -178,14 +178,13 @@ __device__ __forceinline__ void take_query(Asked<1, 0>& asked, u32 poll, u32 epo
 constexpr u32 NEWEST_EACH = NEWEST_WORDS / 16;
 
 struct Newest {
-    // The lane's first word.
-    u32 first;
+    // What is asked for is found from it again with each look: all registers are taken.
+    u32 kv_head;
     uint4 seen[NEWEST_EACH / 2];
 
-    __device__ __forceinline__ Newest(const TokenArgs& args, u32 kv_head) {
-        first = projected_newest(args, kv_head + lane() / 16 * args.key_heads) + lane() % 16 * NEWEST_EACH;
-    }
+    __device__ __forceinline__ explicit Newest(u32 kv_head) : kv_head(kv_head) {}
     __device__ __forceinline__ void look(const TokenArgs& args) {
+        const u32 first = projected_newest(args, kv_head + lane() / 16 * args.key_heads) + lane() % 16 * NEWEST_EACH;
 #pragma unroll
         for (u32 i = 0; i < NEWEST_EACH / 2; ++i) seen[i] = peek_two(args.projected + first + 2 * i);
     }
@@ -210,14 +209,13 @@ __device__ __forceinline__ void load_query(const AttentionArea& area, Query& que
 
 __device__ __forceinline__ bool is_whole(Visible seen) { return seen.first == 0 && seen.end == SPAN; }
 
-// Zeros in place of the values that the row does not see, so that their weights, which are zero, make zeros of them.
+// Zeros in place of the values that the row does not see, so that their weights, which are zero, make zeros of them. They are
+// whole rows, wherever packs lie in these.
 __device__ __forceinline__ void clear_unseen(Visible seen, u32 values) {
 #pragma unroll 1
-    for (u32 index = lane(); index < SPAN * PACKS; index += 32) {
-        const u32 position = index / PACKS;
-        if (position >= seen.first && position < seen.end) continue;
-        store_zeros(values + pack_offset(position, index % PACKS));
-    }
+    for (u32 pack = lane(); pack < seen.first * PACKS; pack += 32) store_zeros(values + pack * 16);
+#pragma unroll 1
+    for (u32 pack = seen.end * PACKS + lane(); pack < SPAN * PACKS; pack += 32) store_zeros(values + pack * 16);
     __syncwarp();
 }
 
@@ -254,7 +252,6 @@ __device__ __forceinline__ void put_scaled(
 struct WarpSpan {
     Visible seen;
     bool has_newest;
-    u32 fill;
     // Addresses in shared memory.
     u32 keys;
     u32 values;
@@ -269,7 +266,6 @@ __device__ __forceinline__ WarpSpan prepare_span(
     WarpSpan span;
     span.seen = within_span(row.visible, number);
     span.has_newest = row.position / SPAN == number;
-    span.fill = fill;
     load_scales(cache, row.block_table, unit.kv_head, row.visible, number, loaded);
     span.keys = ring.wait(fill);
     span.values = SPAN_FILLS == 2 ? ring.wait(fill + 1) : span.keys + SPAN_BYTES;
@@ -295,7 +291,7 @@ __device__ __forceinline__ void add_newest(
 __device__ __forceinline__ bool has_stored(const WarpSpan& span) { return span.has_newest || !is_whole(span.seen); }
 
 __device__ __forceinline__ void attend_span(
-    const TokenArgs& args, const WarpSpan& span, u32 i, const Ring& ring, AttentionArea& area
+    const TokenArgs& args, const WarpSpan& span, u32 i, const Ring& ring, u32 fill, AttentionArea& area
 ) {
     Query query;
     load_query(area, query);
@@ -304,19 +300,19 @@ __device__ __forceinline__ void attend_span(
     u32 read = 0;
 #pragma unroll
     for (u32 n = 0; n < SPAN / 8; ++n) read ^= bits_of(scores.value[n][0]);
-    if (SPAN_FILLS == 2 && !has_stored(span)) ring.release(span.fill, read);
+    if (SPAN_FILLS == 2 && !has_stored(span)) ring.release(fill, read);
     Weights weights;
     compute_weights(area.scales[i], span.seen, args.scale, scores, area.section.softmax[i], weights);
     softmax_arrive();
     compute_outputs(span.values, weights, area.section.outputs[i]);
     __syncwarp();
-    if (!has_stored(span)) ring.release(span.fill + SPAN_FILLS - 1, 0);
+    if (!has_stored(span)) ring.release(fill + SPAN_FILLS - 1, 0);
 }
 
 // The same for fills into which the warp has stored, which is to be before what the copy engine stores next. That takes
 // time: after the unit's merge.
-__device__ __forceinline__ void release_stored(const Ring& ring, const WarpSpan& span) {
+__device__ __forceinline__ void release_stored(const Ring& ring, u32 fill) {
     fence_copies();
 #pragma unroll
-    for (u32 part = 0; part < SPAN_FILLS; ++part) ring.release(span.fill + part, 0);
+    for (u32 part = 0; part < SPAN_FILLS; ++part) ring.release(fill + part, 0);
 }
