@@ -257,7 +257,8 @@ impl DeviceBatch {
         (tokens == self.sequences).then_some(RepeatedShape { tokens, outputs, span_bucket })
     }
 
-    /// The next power of two to the spans that the longest sequence has, where there is attention.
+    /// The next power of two to the spans that the longest sequence has whose rows are on their own: 0 where all are in tiles,
+    /// and nothing where there is no attention.
     fn span_bucket(&self) -> Option<usize> {
         self.work.iter().flatten().map(|work| work.span_bucket).max()
     }
@@ -288,8 +289,7 @@ impl DeviceBatch {
 
     /// Where the kernel finds it.
     pub fn handed_over(&self) -> NextBatch {
-        let spans = self.span_bucket().unwrap_or(0);
-        let end = most_words(&self.layout, self.sequences, spans, self.page_size);
+        let end = most_words(&self.layout, self.sequences, self.span_bucket(), self.page_size);
         NextBatch {
             host: self.handed_over.address(),
             device: self.device.address(),
@@ -331,10 +331,16 @@ fn first_wanted(batch: &Batch<'_>) -> usize {
     batch.outputs.iter().min().map_or(batch.rows(), |&row| row as usize)
 }
 
-/// The words that a batch of so many sequences has at most, none of which has more spans of positions.
-fn most_words(layout: &Layout, sequences: usize, spans: usize, page_size: usize) -> usize {
-    let pages = Limits::pages_for(page_size, spans.saturating_mul(SPAN)).saturating_mul(sequences);
-    (layout.block_tables + pages).next_multiple_of(ALIGN)
+/// The words that a batch of so many sequences has at most, none of which has more spans of positions; that is not known of
+/// those whose rows are all in tiles.
+fn most_words(layout: &Layout, sequences: usize, span_bucket: Option<usize>, page_size: usize) -> usize {
+    match span_bucket {
+        None | Some(0) => usize::MAX,
+        Some(spans) => {
+            let pages = Limits::pages_for(page_size, spans.saturating_mul(SPAN)).saturating_mul(sequences);
+            (layout.block_tables + pages).next_multiple_of(ALIGN)
+        }
+    }
 }
 
 /// What a layout is filled from beside the batch.
@@ -436,8 +442,10 @@ mod tests {
         // Positions up to 17 need two pages of the first sequence; the second needs one.
         assert_eq!(used, layout.block_tables + 3);
         // A span has up to four.
-        assert_eq!(most_words(&layout, 2, 1, 16), layout.block_tables + 8);
-        assert_eq!(most_words(&layout, 1, 1, 48), layout.block_tables + 4);
+        assert_eq!(most_words(&layout, 2, Some(1), 16), layout.block_tables + 8);
+        assert_eq!(most_words(&layout, 1, Some(1), 48), layout.block_tables + 4);
+        // Else all that there is room for.
+        assert_eq!([None, Some(0)].map(|spans| most_words(&layout, 2, spans, 16)), [usize::MAX; 2]);
         let at = |start: usize, length: usize| words[start..start + length].to_vec();
         assert_eq!(at(layout.tokens, 5), [11, 12, 13, 14, 99]);
         assert_eq!(at(layout.positions, 4), [15, 16, 17, 0]);
