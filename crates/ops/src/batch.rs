@@ -148,6 +148,7 @@ impl Batch<'_> {
             return Err(BatchError::Lengths { tokens: rows, positions: self.positions.len() });
         }
         if let Some(vocabulary) = rules.vocabulary
+            && self.tokens.iter().fold(0, |most, &token| most.max(token)) as usize >= vocabulary
             && let Some(row) = self.tokens.iter().position(|&token| token as usize >= vocabulary)
         {
             return Err(BatchError::Token { row, token: self.tokens[row], vocabulary });
@@ -176,31 +177,19 @@ impl Batch<'_> {
             if sequence.rope_set >= rules.rope_sets.max(1) {
                 return Err(BatchError::RopeSet { set: sequence.rope_set, sets: rules.rope_sets });
             }
-            let positions = &self.positions[sequence.rows.clone()];
             let held = match rules.cache {
                 CacheUse::Paged => sequence.block_table.len().saturating_mul(limits.page_size),
                 CacheUse::None => usize::MAX,
             };
-            for (offset, &position) in positions.iter().enumerate() {
-                let row = sequence.rows.start + offset;
-                if position as usize >= limits.context {
-                    return Err(BatchError::Limit {
-                        what: "position",
-                        got: position as usize,
-                        limit: limits.context,
-                    });
-                }
-                if position as usize != positions[0] as usize + offset {
-                    return Err(BatchError::Position { row, position });
-                }
-                if position as usize >= held {
-                    return Err(BatchError::Pages {
-                        row,
-                        position,
-                        wanted: position as usize / limits.page_size,
-                        got: sequence.block_table.len(),
-                    });
-                }
+            let positions = &self.positions[sequence.rows.clone()];
+            let first = positions[0] as usize;
+            // Without a way out for every row, of which a prompt has thousands.
+            let misplaced = positions
+                .iter()
+                .enumerate()
+                .fold(false, |any, (offset, &position)| any | (position as usize != first + offset));
+            if misplaced || first + positions.len() > limits.context.min(held) {
+                self.check_positions(sequence, limits, held)?;
             }
             if rules.cache == CacheUse::Paged
                 && let Some(&page) = sequence.block_table.iter().find(|&&page| page as usize >= limits.pages)
@@ -212,5 +201,61 @@ impl Batch<'_> {
             return Err(BatchError::Cover { covered, rows: self.rows() });
         }
         Ok(())
+    }
+
+    /// Names the first row whose position does not fit; `held` is how many the sequence's pages hold.
+    fn check_positions(
+        &self,
+        sequence: &SequenceRows<'_>,
+        limits: &Limits,
+        held: usize,
+    ) -> Result<(), BatchError> {
+        let positions = &self.positions[sequence.rows.clone()];
+        for (offset, &position) in positions.iter().enumerate() {
+            let row = sequence.rows.start + offset;
+            if position as usize >= limits.context {
+                return Err(BatchError::Limit {
+                    what: "position",
+                    got: position as usize,
+                    limit: limits.context,
+                });
+            }
+            if position as usize != positions[0] as usize + offset {
+                return Err(BatchError::Position { row, position });
+            }
+            if position as usize >= held {
+                return Err(BatchError::Pages {
+                    row,
+                    position,
+                    wanted: position as usize / limits.page_size,
+                    got: sequence.block_table.len(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_row_that_does_not_fit_is_named() {
+        let limits = Limits { rows: 64, outputs: 1, sequences: 2, pages: 4, page_size: 16, context: 40 };
+        let rules = BatchRules { vocabulary: Some(100), cache: CacheUse::Paged, rope_sets: 1 };
+        let check = |tokens: &[u32], positions: &[u32], pages: &[u32]| {
+            let sequence = SequenceRows { rows: 0..tokens.len(), block_table: pages, rope_set: 0 };
+            Batch { tokens, positions, sequences: &[sequence], outputs: &[] }.check(&limits, &rules)
+        };
+        assert_eq!(check(&[99; 3], &[14, 15, 16], &[3, 0]), Ok(()));
+        let pages = Err(BatchError::Pages { row: 2, position: 16, wanted: 1, got: 1 });
+        assert_eq!(check(&[99; 3], &[14, 15, 16], &[3]), pages);
+        let token = Err(BatchError::Token { row: 1, token: 100, vocabulary: 100 });
+        assert_eq!(check(&[99, 100, 101], &[0, 1, 2], &[3]), token);
+        assert_eq!(check(&[0; 3], &[7, 9, 9], &[3]), Err(BatchError::Position { row: 1, position: 9 }));
+        let limit = Err(BatchError::Limit { what: "position", got: 40, limit: 40 });
+        assert_eq!(check(&[0; 2], &[39, 40], &[3, 2, 1]), limit);
+        assert_eq!(check(&[0], &[0], &[4]), Err(BatchError::Page { page: 4, pages: 4 }));
     }
 }
