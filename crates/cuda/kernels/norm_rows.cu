@@ -3,29 +3,12 @@
 // A lane holds every 32nd pack of 16 bytes of its row. Thread t of norm.cu has a chain over the groups of four elements whose
 // number is t modulo 256: here a pack holds GROUPS neighbouring chains, and TURN packs of a lane lie on different ones. The
 // tree of block_sum adds chains of one lane first, then those of different lanes, then the two of a pack.
-// Aliases: A activations, PACKS of them that a lane holds.
+// Aliases: A activations, PACKS of them that a lane holds. Before this comes a norm_rows_*.cuh.
 
 constexpr int WARPS = 4;
 constexpr int THREADS = 32 * WARPS;
 constexpr int VALUES = Pack<A>::VALUES;
 constexpr int GROUPS = VALUES / 4, TURN = 8 / GROUPS;
-
-// As in norm.cu; there is no residual.
-struct Args {
-    // [rows][input_stride].
-    const A* input;
-    A* residual;
-    // [width].
-    const f32* weight;
-    // [rows][out_stride].
-    A* out;
-    u32 width;
-    u32 input_stride;
-    u32 residual_stride;
-    u32 out_stride;
-    float eps;
-    u32 rows;
-};
 
 // Packs of a lane whose weights are in registers before its row is; there is no room for more.
 constexpr int EARLY = minimum(PACKS, 8);
@@ -97,7 +80,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) 
     wait_for_inputs();
     if (index >= args.rows) return;
     Row row;
-    load_row(args.input + u64(index) * args.input_stride, args.width, row);
+    load_row(row_of(args, index), args.width, row);
     const float sum = sum_of_squares(row, args.width);
     const float inverse = divide(1.0f, square_root(divide(sum, float(args.width)) + args.eps));
     A* out = args.out + u64(index) * args.out_stride;
@@ -105,6 +88,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void rms_norm(const Args args) 
     for (int pack = 0; pack < PACKS; ++pack) {
         const u32 at = first_of(pack);
         if (at >= args.width) continue;
+        keep(args, index, at, row[pack]);
         float x[VALUES], scaled[VALUES];
         decode(row[pack], x);
 #pragma unroll

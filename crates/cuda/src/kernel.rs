@@ -27,6 +27,7 @@ pub enum SourceFile {
     LibraryFinish,
     LibraryGather,
     Norm,
+    NormEmbedding,
     NormRows,
     ProductFmaGemm,
     ProductFmaSmall,
@@ -47,7 +48,7 @@ pub enum SourceFile {
 
 impl SourceFile {
     /// Every file.
-    pub const ALL: [SourceFile; 29] = [
+    pub const ALL: [SourceFile; 30] = [
         SourceFile::AttentionDecode,
         SourceFile::AttentionDecodeMma,
         SourceFile::AttentionMerge,
@@ -61,6 +62,7 @@ impl SourceFile {
         SourceFile::LibraryFinish,
         SourceFile::LibraryGather,
         SourceFile::Norm,
+        SourceFile::NormEmbedding,
         SourceFile::NormRows,
         SourceFile::ProductFmaGemm,
         SourceFile::ProductFmaSmall,
@@ -95,6 +97,7 @@ impl SourceFile {
             SourceFile::LibraryFinish => "library_finish",
             SourceFile::LibraryGather => "library_gather",
             SourceFile::Norm => "norm",
+            SourceFile::NormEmbedding => "norm_embedding",
             SourceFile::NormRows => "norm_rows",
             SourceFile::ProductFmaGemm => "product_fma_gemm",
             SourceFile::ProductFmaSmall => "product_fma_small",
@@ -158,7 +161,18 @@ impl SourceFile {
             }
             SourceFile::LibraryGather => include_str!("../kernels/library_gather.cu"),
             SourceFile::Norm => include_str!("../kernels/norm.cu"),
-            SourceFile::NormRows => include_str!("../kernels/norm_rows.cu"),
+            SourceFile::NormEmbedding => {
+                concat!(
+                    include_str!("../kernels/norm_rows_embedding.cuh"),
+                    include_str!("../kernels/norm_rows.cu")
+                )
+            }
+            SourceFile::NormRows => {
+                concat!(
+                    include_str!("../kernels/norm_rows_plain.cuh"),
+                    include_str!("../kernels/norm_rows.cu")
+                )
+            }
             SourceFile::ProductFmaGemm => {
                 concat!(
                     include_str!("../kernels/product.cuh"),

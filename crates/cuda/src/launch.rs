@@ -12,7 +12,7 @@ use crate::batch::{RepeatedShape, Rows};
 use crate::families::batch;
 use crate::graph::{Choice, Content, Graph, Recorder};
 use crate::reducer::Wishes;
-use crate::select::records;
+use crate::select::{Formats, NormedEmbedding, records};
 use crate::session::{CudaSession, Failure};
 use crate::steps::{LaunchTarget, Runner, StepError};
 use crate::stream::Blocks;
@@ -163,7 +163,15 @@ impl CudaSession {
     /// Nobody looks at the rows that no wanted logits depend on.
     pub(crate) fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
         let runners = [Rows::All, Rows::Wanted].map(|part| self.runner(target, part));
-        for (index, step) in self.plan.steps.iter().enumerate() {
+        let together = NormedEmbedding::of(&self.plan.program, Formats::of_plan(&self.plan));
+        let together = together.filter(|_| !target.keeps_steps_apart());
+        if let Some(together) = &together {
+            target.enter(0);
+            let launched = runners[Rows::All as usize].normed_embedding(together);
+            launched.map_err(|error| Failure::of(&self.plan.steps[0], error))?;
+        }
+        let done = together.map_or(0, |_| NormedEmbedding::STEPS);
+        for (index, step) in self.plan.steps.iter().enumerate().skip(done) {
             target.enter(index);
             let runner = &runners[self.part(index) as usize];
             runner.step(step).map_err(|error| Failure::of(step, error))?;

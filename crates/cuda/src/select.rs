@@ -1,5 +1,6 @@
 //! Which kernels a plan needs, and which one serves a step for a class of shapes. Selects; computes nothing.
 
+mod normed_embedding;
 mod product;
 mod projection;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use crate::families::token::DecodeVariant;
 use crate::families::{elementwise, embedding, norm, qkv, rope, sdpa, softmax};
 use crate::kernel::KernelSpec;
 
+pub(crate) use self::normed_embedding::NormedEmbedding;
 pub(crate) use self::product::{Server, WeightProduct};
 use self::projection::FusedKernels;
 pub(crate) use self::token::token_spec;
@@ -166,7 +168,8 @@ pub(crate) fn required_kernels(
     kinds: &[AttentionKind],
     chooser: &Chooser,
 ) -> Vec<KernelSpec> {
-    let mut all: Vec<KernelSpec> = Vec::new();
+    let together = NormedEmbedding::of(&plan.program, Formats::of_plan(plan));
+    let mut all: Vec<KernelSpec> = together.map(|together| together.spec).into_iter().collect();
     for step in &plan.program.steps {
         for spec in step_kernels(plan, &step.op, limits, kinds, chooser) {
             if !all.contains(&spec) {
@@ -242,6 +245,11 @@ pub(crate) fn choose(
     let formats = Formats::of_contract(contract);
     if let Op::Attention(op) = op {
         return choose_attention(formats, op.heads, class, chooser);
+    }
+    if let Some(together) = NormedEmbedding::of(program, formats)
+        && let Some(why) = together.why(op)
+    {
+        return KernelChoice { kernel: together.spec.to_string(), why: why.to_owned() };
     }
     let rows = typical_rows(op, class);
     let products = formats.products(program, op);

@@ -1,5 +1,6 @@
 //! One step of a plan: from an op and the session's memory to launches.
 
+mod embedding;
 mod library;
 
 use std::cell::RefCell;
@@ -15,7 +16,7 @@ use crate::device::Stream;
 use crate::error::CudaError;
 use crate::families::attention;
 use crate::families::products::{self, Epilogue};
-use crate::families::{cache, elementwise, embedding, norm, qkv, rope, sdpa, softmax, wgmma};
+use crate::families::{cache, elementwise, norm, qkv, rope, sdpa, softmax, wgmma};
 use crate::graph::Recorder;
 use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
@@ -57,6 +58,11 @@ impl LaunchTarget<'_> {
         if let LaunchTarget::Tracer(tracer) = self {
             tracer.enter(step);
         }
+    }
+
+    /// Whether each step is to have times of its own.
+    pub fn keeps_steps_apart(self) -> bool {
+        matches!(self, LaunchTarget::Tracer(tracer) if tracer.keeps_steps_apart())
     }
 
     /// Asks the stream for what cannot be recorded, and is no kernel of ours.
@@ -173,21 +179,6 @@ impl Runner<'_> {
                 }
             }
         }?)
-    }
-
-    fn embedding(&self, op: &op::Embedding) -> Result<(), StepError> {
-        let (table, out) = (self.weights.get(op.table), self.place(op.out));
-        let spec = embedding::spec(self.plan.policy.weights(), self.activations());
-        let args = embedding::Args {
-            batch: self.uploaded.view(),
-            table: table.address(),
-            out: out.address,
-            width: out.width,
-            table_stride: table.stride as u32,
-            out_stride: out.stride,
-            unused: 0,
-        };
-        self.launch(&spec, embedding::launch_shape(self.rows.tokens, out.width as usize), &args)
     }
 
     fn rms_norm(&self, op: &op::RmsNorm) -> Result<(), StepError> {

@@ -102,6 +102,11 @@ impl Tracer {
         Tracer { stream, grain, state: RefCell::new(State { moments, ..State::default() }) }
     }
 
+    /// Whether each step is to have scopes of its own.
+    pub fn keeps_steps_apart(&self) -> bool {
+        self.grain == Grain::Kernel
+    }
+
     /// Says to which step further launches belong.
     pub fn enter(&self, step: usize) {
         self.state.borrow_mut().step = Some(step);

@@ -151,7 +151,9 @@ fn kernels_of(query: &ContractQuery, heads: &[Heads]) -> Vec<KernelSpec> {
             let alone =
                 rows_and_widths.map(|(rows, width)| norm::choose(activations, width, rows, Addition::None));
             let variants = alone.into_iter().chain([norm::Variant::Block(Addition::Residual)]);
-            variants.map(|variant| norm::spec(activations, variant)).collect()
+            let embedded = [896, 2_048, 4_096].map(|width| norm::embedded_spec(activations, width));
+            let embedded = embedded.into_iter().flatten();
+            variants.map(|variant| norm::spec(activations, variant)).chain(embedded).collect()
         }
         Family::Rope => vec![rope::spec(activations)],
         Family::Softmax => softmax_kernels(activations),
@@ -219,6 +221,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
             | SourceFile::ProductWgmma
             | SourceFile::ProductWgmmaQkv
             | SourceFile::Norm
+            | SourceFile::NormEmbedding
             | SourceFile::NormRows
             | SourceFile::Token
             | SourceFile::SoftmaxVec

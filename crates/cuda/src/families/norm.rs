@@ -1,8 +1,9 @@
-//! RMSNorm: `kernels/norm.cu`, and for many rows `kernels/norm_rows.cu`.
+//! RMSNorm: `kernels/norm.cu`, and for many rows, or behind an embedding, `kernels/norm_rows.cu`.
 
 use mantissa_numerics::Format;
 use mantissa_numerics::contract::{Merge, Order};
 
+use super::batch::BatchView;
 use super::block_per_row;
 use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 
@@ -21,6 +22,24 @@ pub struct Args {
     pub width: u32,
     pub input_stride: u32,
     pub residual_stride: u32,
+    pub out_stride: u32,
+    pub eps: f32,
+    pub rows: u32,
+}
+
+/// Arguments of the kernel that looks tokens up, too; strides in values.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the kernel's file says what they are")]
+pub struct EmbeddedArgs {
+    pub batch: BatchView,
+    pub table: u64,
+    pub stream: u64,
+    pub weight: u64,
+    pub out: u64,
+    pub width: u32,
+    pub table_stride: u32,
+    pub stream_stride: u32,
     pub out_stride: u32,
     pub eps: f32,
     pub rows: u32,
@@ -57,11 +76,16 @@ const WARPS: usize = 4;
 
 /// The kernel for so many rows of so many values.
 pub fn choose(activations: Format, width: usize, rows: usize, addition: Addition) -> Variant {
-    let packs = (width * activations.bytes()).div_ceil(32 * 16);
-    match addition {
-        Addition::None if rows >= MANY_ROWS && packs <= MOST_PACKS => Variant::Warp { packs: packs as u32 },
-        Addition::None | Addition::Residual => Variant::Block(addition),
+    match (addition, warp(activations, width)) {
+        (Addition::None, Some(warp)) if rows >= MANY_ROWS => warp,
+        (Addition::None | Addition::Residual, _) => Variant::Block(addition),
     }
+}
+
+/// A warp for each row, where so many values fit its registers.
+fn warp(activations: Format, width: usize) -> Option<Variant> {
+    let packs = (width * activations.bytes()).div_ceil(32 * 16);
+    (packs <= MOST_PACKS).then_some(Variant::Warp { packs: packs as u32 })
 }
 
 /// The kernel for activations of a format.
@@ -75,14 +99,28 @@ pub fn spec(activations: Format, variant: Variant) -> KernelSpec {
     KernelSpec { file, entry: "rms_norm", aliases: vec![Alias::format("A", activations), count] }
 }
 
+/// The kernel for so many values of an embedding with a table of the format of activations, where there is one. It looks
+/// tokens up, too, which for any number of rows is faster than by another kernel before, and has the bits of both.
+pub fn embedded_spec(activations: Format, width: usize) -> Option<KernelSpec> {
+    let warp = warp(activations, width)?;
+    Some(KernelSpec { file: SourceFile::NormEmbedding, ..spec(activations, warp) })
+}
+
+/// The launch of that kernel for `rows` rows.
+pub fn embedded_launch(rows: usize) -> Launch {
+    warp_per_row(rows)
+}
+
 /// The launch for `rows` rows.
 pub fn launch_shape(variant: Variant, rows: usize) -> Launch {
     match variant {
         Variant::Block(_) => block_per_row(rows, 256),
-        Variant::Warp { .. } => {
-            Launch { grid: [rows.div_ceil(WARPS) as u32, 1, 1], block: 32 * WARPS as u32, shared: 0 }
-        }
+        Variant::Warp { .. } => warp_per_row(rows),
     }
+}
+
+fn warp_per_row(rows: usize) -> Launch {
+    Launch { grid: [rows.div_ceil(WARPS) as u32, 1, 1], block: 32 * WARPS as u32, shared: 0 }
 }
 
 #[cfg(test)]
@@ -100,5 +138,13 @@ mod tests {
         let added = super::choose(Format::Bf16, 896, 8192, Addition::Residual);
         assert_eq!(added, Variant::Block(Addition::Residual));
         assert_eq!(launch_shape(Variant::Warp { packs: 4 }, 1025).grid, [257, 1, 1]);
+    }
+
+    #[test]
+    fn embedded_rows_that_fit_registers_have_a_kernel() {
+        let spec = |format, width| embedded_spec(format, width).map(|spec| spec.to_string());
+        let qwen = "norm_embedding.rms_norm[A=bf16,PACKS=4]".to_owned();
+        assert_eq!([spec(Format::Bf16, 896), spec(Format::F32, 4096)], [Some(qwen), None]);
+        assert_eq!(embedded_launch(1), Launch { grid: [1, 1, 1], block: 128, shared: 0 });
     }
 }

@@ -343,6 +343,33 @@ fn runs_without_a_library_are_recorded() {
 }
 
 #[test]
+fn an_embedding_and_its_norm_are_one_kernel() {
+    let planner = Planner::new(&devices()[1], Preferences::default());
+    let show = |policy: PrecisionPolicy| {
+        let plan = planner.plan(policy);
+        ["embedding", "attention_norm"].map(|name| step(&plan, name).kernel(ShapeClass::Decode).clone())
+    };
+    let [embedding, norm] = show(Preset::Bf16.policy());
+    assert_eq!(embedding.kernel, "norm_embedding.rms_norm[A=bf16,PACKS=4]");
+    assert_eq!((norm.kernel, &norm.why[..]), (embedding.kernel, "with the embedding before it"));
+    let of = |program: &Program, weights: Format| {
+        let formats = Formats { weights, activations: Format::Bf16, cache: CacheFormat::plain(Format::Bf16) };
+        NormedEmbedding::of(program, formats).is_some()
+    };
+    let program = program();
+    assert!(of(&program, Format::Bf16) && !of(&program, Format::F32));
+    // The norm of wanted rows alone.
+    let mut b = ProgramBuilder::new("no layers", 64);
+    let residual = b.embedding("embedding", 1000, 896);
+    let x = b.rms_norm("final_norm", "norm", residual, 1e-6);
+    b.logits("embedding", x, 1000);
+    assert!(!of(&b.finish(), Format::Bf16));
+    let mut wide = program.clone();
+    wide.values.iter_mut().for_each(|value| value.width = 8192);
+    assert!(!of(&wide, Format::Bf16));
+}
+
+#[test]
 fn different_kernels_have_different_names_and_sources() {
     let (mut names, mut sources) = (HashMap::new(), HashMap::new());
     for device in devices() {
