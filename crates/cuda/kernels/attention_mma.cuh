@@ -15,8 +15,10 @@
 // - An output of a span is one chain of mma.m16n8k16 steps from zero, over the span's positions in steps of 16,
 //   ascending; each step multiplies the values by the high parts, then by the low parts.
 // - A section is SECTION spans that start at a multiple of SECTION. The spans that the row sees are merged in ascending
-//   order into their section, which starts as nothing seen; the sections in ascending order into the row, which starts
-//   as nothing seen too (join(), merge_output()). At the end outputs are divided by the sum.
+//   order into their section, which starts as nothing seen: relative to the first one's largest exponent, until one
+//   exceeds that by more than HEADROOM (reference()), so that what was seen before is hardly ever multiplied again.
+// - The sections are merged in ascending order into the row, which starts as nothing seen too (join()), relative to the
+//   largest exponent so far. At the end outputs are divided by the sum.
 // - Within a step the order of the 16 does not matter to the bits, nor which operand is the 16-row one.
 //
 // Values at positions that a row does not see must not reach it even if they are not finite: 0 * NaN is NaN. For the same
@@ -131,6 +133,23 @@ __device__ __forceinline__ void split(float first, float second, u32& high, u32&
 }
 
 // -------------------------------------------------------------------------------------------------------- merging
+
+// By how much a span's largest exponent may exceed what its section is relative to: sums and outputs are up to 2^HEADROOM
+// times as large then, which is far from the end of their range, and few spans of any scores exceed it.
+constexpr float HEADROOM = 16.0f;
+
+// What a section that was relative to `before` is relative to with a span whose largest exponent this is.
+__device__ __forceinline__ float reference(float before, float largest) {
+    return largest > before + HEADROOM ? largest : before;
+}
+// Whether that is another than before, and something was seen before.
+__device__ __forceinline__ bool moves(float before, float now) { return before != now && before != -infinity(); }
+
+// The factors for what was seen of the section before, and for the span.
+__device__ __forceinline__ float factor_before(float before, float now) {
+    return moves(before, now) ? power_of_two(before - finite_or_zero(now)) : 1.0f;
+}
+__device__ __forceinline__ float factor_of_span(float largest, float now) { return power_of_two(largest - finite_or_zero(now)); }
 
 // Joins what comes next to what was seen before: largest exponents, sums, and the factors for the outputs.
 __device__ __forceinline__ Factors join(Softmax& all, Softmax part) {

@@ -37,8 +37,8 @@ __device__ __forceinline__ void compute_span(
     Pair undo{{1.0f, 1.0f}};
     Pair largest = exponents_of_span(args, work, span, edge, rows, shared.key_scale[slot.parity], c);
     Pair sum = weights_of_span(args, work, span, edge, rows, shared.value_scale[slot.parity], c, undo);
-    Factors by[2];
-    join_span(args, work, span, edge, largest, sum, rows, by);
+    Pair by;
+    join_span(args, work, span, edge, largest, sum, rows, out, by);
     Weights weights;
     split_weights(c, weights);
     // Two panels are on their way together; more leave no registers for it.
@@ -50,7 +50,6 @@ __device__ __forceinline__ void compute_span(
         Columns& mine = part[TOGETHER ? panel : 0];
         if (!TOGETHER || panel == 0) start_outputs(mine, weights, values);
         if (TOGETHER && panel == 0) start_outputs(part[TOGETHER], weights, values + SPAN * PANEL_CHUNKS);
-        multiply_rows(out[panel], by[0].before, by[1].before);
         if (TOGETHER && panel == 0) {
             finish_products<1>(mine);
         } else {

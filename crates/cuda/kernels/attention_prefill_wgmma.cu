@@ -359,8 +359,7 @@ __device__ __forceinline__ void consume(
     clear(out[0]);
     clear(part);
     Weights weights;
-    Factors by[2] = {nothing_added(), nothing_added()};
-    Pair undo{{1.0f, 1.0f}}, sum;
+    Pair by{{NOTHING_ADDED, NOTHING_ADDED}}, undo{{1.0f, 1.0f}}, sum;
 
     barrier_wait(shared.full[me.ring.stage], me.ring.parity);
     bool edge = spans.edge(spans.first);
@@ -374,7 +373,6 @@ __device__ __forceinline__ void consume(
         // products to the start of its stretch of code, which is the loop's: what is to overlap them comes at its end.
         finish_products<0>(part);
         if (span != spans.first) release(shared.empty[stage]);
-        multiply_rows(out[0], by[0].before, by[1].before);
         if (SCALED) multiply_rows(part, undo.row[0], undo.row[1]);
         add_outputs(out[0], part, by);
         stage = me.ring.stage;
@@ -388,7 +386,7 @@ __device__ __forceinline__ void consume(
         barrier_wait(shared.full[me.ring.stage], me.ring.parity);
         start_scores(scores, query, me.keys + me.ring.stage * STAGE);
         start_outputs(part, weights, me.keys + stage * STAGE + VALUES);
-        join_span(args, work, span, edge, largest, sum, rows, by);
+        join_span(args, work, span, edge, largest, sum, rows, out, by);
         edge = spans.edge(span + 1);
         finish_products<1>(scores);
         largest =
@@ -399,10 +397,9 @@ __device__ __forceinline__ void consume(
     __syncwarp();
     release(shared.query_empty[number % 2]);
     start_outputs(part, weights, me.keys + stage * STAGE + VALUES);
-    join_span(args, work, spans.end - 1, edge, largest, sum, rows, by);
+    join_span(args, work, spans.end - 1, edge, largest, sum, rows, out, by);
     finish_products<0>(part);
     release(shared.empty[stage]);
-    multiply_rows(out[0], by[0].before, by[1].before);
     if (SCALED) multiply_rows(part, undo.row[0], undo.row[1]);
     add_outputs(out[0], part, by);
     close_section(args, work, (spans.end - 1) / SECTION, shared.before, rows, out);

@@ -273,34 +273,54 @@ __device__ __forceinline__ Pair weights_of_span(
     return sum;
 }
 
-// These leave outputs as they are, to the signs of zeros.
-__device__ __forceinline__ Factors nothing_added() { return Factors{1.0f, -0.0f}; }
+// By this factor, nothing is added to outputs: their zeros keep their signs.
+constexpr float NOTHING_ADDED = -0.0f;
 
-// Joins the span's softmax to the section's where a row sees some of the span; returns the factors for the outputs.
+// Joins the span's softmax to the section's where a row sees some of the span; returns the factors for its outputs. Those of
+// the section are multiplied where it is relative to another exponent from now on.
 __device__ __forceinline__ void join_span(
     const AttentionArgs& args, const Work& work, u32 span, bool edge, const Pair& largest, const Pair& sum, Rows& rows,
-    Factors (&by)[2]
+    Columns (&out)[PANELS], Pair& by
 ) {
-    const Softmax before[2] = {rows.section[0], rows.section[1]};
+    Pair now;
+    bool any_moves = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        by[half] = join(rows.section[half], Softmax{largest.row[half], row_sum(sum.row[half])});
+        const float before = rows.section[half].largest;
+        now.row[half] = reference(before, largest.row[half]);
+        by.row[half] = factor_of_span(largest.row[half], now.row[half]);
+        any_moves = any_moves || moves(before, now.row[half]);
+    }
+    if (__any_sync(FULL_WARP, any_moves)) {
+        Pair of_section;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            Softmax& section = rows.section[half];
+            of_section.row[half] = factor_before(section.largest, now.row[half]);
+            section.sum = section.sum * of_section.row[half];
+        }
+#pragma unroll
+        for (int panel = 0; panel < PANELS; ++panel) multiply_rows(out[panel], of_section.row[0], of_section.row[1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float all = mul_add(row_sum(sum.row[half]), by.row[half], rows.section[half].sum);
+        rows.section[half] = Softmax{now.row[half], all};
     }
     if (!edge) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        if (sees_of_span(args, work, rows.token[half], span)) continue;
-        rows.section[half] = before[half];
-        by[half] = nothing_added();
+        // Nothing was added to the softmax.
+        if (!sees_of_span(args, work, rows.token[half], span)) by.row[half] = NOTHING_ADDED;
     }
 }
 
-// Adds a span's outputs to the section's, which have been multiplied by their factors.
-__device__ __forceinline__ void add_outputs(Columns& all, const Columns& part, const Factors (&by)[2]) {
+// Adds a span's outputs to the section's.
+__device__ __forceinline__ void add_outputs(Columns& all, const Columns& part, const Pair& by) {
 #pragma unroll
     for (int i = 0; i < 4 * COLUMNS; ++i) {
         float& to = all.part[i / 4][i % 4];
-        to = mul_add(part.part[i / 4][i % 4], by[i % 4 / 2].part, to);
+        to = mul_add(part.part[i / 4][i % 4], by.row[i % 4 / 2], to);
     }
 }
 
@@ -335,7 +355,7 @@ __device__ __forceinline__ void close_section(
         if (taken) {
             before.softmax[lane_row(half)] = all[half];
         } else {
-            by[half] = nothing_added();
+            by[half] = Factors{1.0f, NOTHING_ADDED};
         }
         rows.section[half] = nothing_seen();
     }

@@ -40,7 +40,7 @@ struct __align__(8) SpanScales {
 using SpanOutputs = float[HEADS][OUT_STRIDE];
 using SpanSoftmax = Softmax[HEADS];
 
-// How a span is joined to the section's spans before it, and the largest exponent then.
+// How a span is joined to the section's spans before it, and what the section is relative to in the end.
 struct __align__(16) Joined {
     Factors by;
     float sum;
@@ -330,23 +330,22 @@ struct Merged {
     float2 out;
 };
 
-// The factors of the section's spans, of which the row sees those from `first` up to, not including, `end`: what join()
-// would find one after the other, all at once, because the largest exponents so far are a running maximum. The warps that
-// have an item do it together: an item is span item % SECTION of a head.
+// How the section's spans are joined to it one after the other, of which the row sees those from `first` up to, not including,
+// `end`. The warps that have an item do it together: an item is span item % SECTION of a head.
 __device__ __forceinline__ void join_spans(Section& section, u32 first, u32 end, u32 item) {
     u32 head = item / SECTION, i = item % SECTION;
     Softmax part = nothing_seen();
     if (head < HEADS && i >= first && i < end) part = section.softmax[i][head];
-    float joined = part.largest;
+    float before = -infinity(), now = -infinity(), last = -infinity();
 #pragma unroll
-    for (u32 distance = 1; distance < SECTION; distance *= 2) {
-        float lower = __shfl_up_sync(FULL_WARP, joined, distance, SECTION);
-        if (i >= distance) joined = larger(joined, lower);
+    for (u32 span = 0; span < SECTION; ++span) {
+        const float next = reference(last, __shfl_sync(FULL_WARP, part.largest, span, SECTION));
+        if (i == span) before = last;
+        if (i == span) now = next;
+        last = next;
     }
-    float before = __shfl_up_sync(FULL_WARP, joined, 1, SECTION), shift = finite_or_zero(joined);
-    if (i == 0) before = -infinity();
-    Factors by{power_of_two(before - shift), power_of_two(part.largest - shift)};
-    if (head < HEADS) section.joined[i][head] = Joined{by, part.sum, joined};
+    const Factors by{factor_before(before, now), factor_of_span(part.largest, now)};
+    if (head < HEADS) section.joined[i][head] = Joined{by, part.sum, last};
 }
 
 __device__ __forceinline__ Merged merge_spans(const Section& section, u32 first, u32 end, u32 head, u32 dim) {
