@@ -89,7 +89,7 @@ __device__ __forceinline__ void finish(const ProductArgs& args, u32 row, u32 fea
     } else {
         float value;
         if constexpr (EPILOGUE == SWIGLU) {
-            value = silu(sum) * up;
+            value = silu<A>(sum) * up;
         } else {
             value = args.bias == nullptr ? sum * args.alpha : mul_add(sum, args.alpha, addends.bias);
             if (args.residual != nullptr) value = value + addends.residual;

@@ -158,8 +158,8 @@ private:
         } else {
             float values[2];
             if constexpr (EPILOGUE == SWIGLU) {
-                values[0] = silu(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
-                values[1] = silu(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
+                values[0] = silu<A>(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
+                values[1] = silu<A>(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
             } else {
                 values[0] = mul_add(totals[at], alpha, bias[0]);
                 values[1] = mul_add(totals[at + 1], alpha, bias[1]);

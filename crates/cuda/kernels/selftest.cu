@@ -72,7 +72,13 @@ extern "C" __global__ void exponentials_below_one(const Args args) {
 extern "C" __global__ void silus(const Args args) {
     launch_dependents();
     wait_for_inputs();
-    if (index() < args.count) args.to[index()] = bits_of(silu(float_of(args.from[index()])));
+    if (index() < args.count) args.to[index()] = bits_of(silu<T>(float_of(args.from[index()])));
+}
+
+extern "C" __global__ void silus_in_f32(const Args args) {
+    launch_dependents();
+    wait_for_inputs();
+    if (index() < args.count) args.to[index()] = bits_of(silu<f32>(float_of(args.from[index()])));
 }
 
 // Writes where no memory is: the device's context is lost.

@@ -88,7 +88,7 @@ struct DoubleEnding {
         *reinterpret_cast<u32*>(cache + DIM / 2) = high;
     }
     __device__ __forceinline__ void finish_gated(float2 (&sum)[2], u32 epoch) const {
-        post(to, encode_both(silu(sum[0].x) * sum[1].x, silu(sum[0].y) * sum[1].y), epoch);
+        post(to, encode_both(silu<A>(sum[0].x) * sum[1].x, silu<A>(sum[0].y) * sum[1].y), epoch);
     }
 };
 

@@ -64,7 +64,7 @@ impl Number for Single {
         Single(self.0.exp2())
     }
 
-    fn silu(self) -> Self {
+    fn silu(self, _stored: Format) -> Self {
         Single(self.0 / (1.0 + (-self.0).exp()))
     }
 

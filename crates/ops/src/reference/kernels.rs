@@ -228,22 +228,23 @@ impl<N: Number> ReferenceSession<N> {
         out
     }
 
-    fn gated(&self, input: &[N], weight: WeightId, products: Products) -> Vec<N> {
-        let both = self.product(input, weight, products);
+    fn gated(&self, input: &[N], weight: WeightId, contract: &OpContract) -> Vec<N> {
+        let both = self.product(input, weight, Products::of(contract));
         let (gates, ups) = both.split_at(both.len() / 2);
-        gates.iter().zip(ups).map(|(gate, &up)| gate.silu().mul(up)).collect()
+        let stored = contract.query.activations;
+        gates.iter().zip(ups).map(|(gate, &up)| gate.silu(stored).mul(up)).collect()
     }
 
     fn swiglu(&mut self, op: &SwiGlu, contract: &OpContract, batch: &Batch<'_>) {
         for row in 0..batch.rows() {
-            let out = self.gated(self.row(op.input, row), op.weight, Products::of(contract));
+            let out = self.gated(self.row(op.input, row), op.weight, contract);
             self.store(op.out, row, &out);
         }
     }
 
     fn ffn(&mut self, op: &Ffn, contract: &OpContract, batch: &Batch<'_>) {
         for row in 0..batch.rows() {
-            let mut intermediate = self.gated(self.row(op.input, row), op.gate_up, Products::of(contract));
+            let mut intermediate = self.gated(self.row(op.input, row), op.gate_up, contract);
             if contract.rounding.contains(&RoundingPoint::Intermediate) {
                 let format = contract.query.activations;
                 intermediate.iter_mut().for_each(|number| *number = number.round(format));

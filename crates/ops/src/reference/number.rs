@@ -50,8 +50,8 @@ pub trait Number: Copy + Debug + Send + Sync + 'static {
     fn exp(self) -> Self;
     /// The power of two.
     fn exp2(self) -> Self;
-    /// `self / (1 + exp(-self))`.
-    fn silu(self) -> Self;
+    /// `self / (1 + exp(-self))`, to be multiplied and rounded to `stored`.
+    fn silu(self, stored: Format) -> Self;
     /// The larger one; NaN if either is.
     fn max(self, other: Self) -> Self;
     /// The sum of the products, in any order; `products` says how they are formed.
@@ -229,7 +229,7 @@ impl<R: Rule> Number for Plain<R> {
         Plain::new(self.0.exp2())
     }
 
-    fn silu(self) -> Self {
+    fn silu(self, _stored: Format) -> Self {
         Plain::new(silu(self.0))
     }
 
