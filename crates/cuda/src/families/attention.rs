@@ -215,14 +215,13 @@ impl Work {
         let position = |row: usize| batch.positions.get(row).map_or(0, |&at| at as usize);
         let spans = |row: &u32| position(*row as usize) / SPAN + 1;
         work.span_bucket = work.rows.iter().map(spans).max().map_or(0, usize::next_power_of_two);
-        let ends = |tile: &Tile| spans(&(tile.first_row + tile.tokens - 1));
-        let time =
-            |tiling: &Tiling| tiling.nanoseconds(heads, cut(&runs, tiling.tokens(heads)).iter().map(ends));
+        let ends = |tile: Tile| spans(&(tile.first_row + tile.tokens - 1));
+        let time = |tiling: &Tiling| tiling.nanoseconds(heads, cut(&runs, tiling.tokens(heads)).map(ends));
         work.tiling = sizes(route).into_iter().min_by_key(time).filter(|_| !runs.is_empty());
-        work.tiles = work.tiling.map_or_else(Vec::new, |tiling| cut(&runs, tiling.tokens(heads)));
+        work.tiles = work.tiling.map_or_else(Vec::new, |tiling| cut(&runs, tiling.tokens(heads)).collect());
         work.tiles.sort_by_key(|tile| std::cmp::Reverse(position(tile.first_row as usize)));
         if let Some(tiling) = work.tiling {
-            let order = tiling.order(heads, work.tiles.iter().map(ends));
+            let order = tiling.order(heads, work.tiles.iter().copied().map(ends));
             work.tiles = order.into_iter().map(|index| work.tiles[index]).collect();
         }
         work
@@ -230,12 +229,12 @@ impl Work {
 }
 
 /// Cuts runs of rows into tiles of at most so many tokens.
-fn cut(runs: &[Range<usize>], tokens: usize) -> Vec<Tile> {
-    let tile = |run: &Range<usize>, first: usize| Tile {
+fn cut(runs: &[Range<usize>], tokens: usize) -> impl Iterator<Item = Tile> {
+    let tile = move |run: &Range<usize>, first: usize| Tile {
         first_row: first as u32,
         tokens: tokens.min(run.end - first) as u32,
     };
-    runs.iter().flat_map(|run| run.clone().step_by(tokens).map(move |first| tile(run, first))).collect()
+    runs.iter().flat_map(move |run| run.clone().step_by(tokens).map(move |first| tile(run, first)))
 }
 
 /// Bytes of the records of single rows that suffice for every batch of a session: outputs and softmaxes.
