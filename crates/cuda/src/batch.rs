@@ -189,6 +189,18 @@ impl DeviceBatch {
         }
     }
 
+    /// The one row of several whose logits are wanted, as a batch whose token is the number of this row, and about as many spans
+    /// of positions as it has.
+    pub fn wanted_row(&self, rows: RunRows) -> Option<(BatchView, usize)> {
+        if rows.outputs != 1 || rows.tokens == 1 {
+            return None;
+        }
+        let spans = self.work.iter().map(|[_, wanted]| wanted.span_bucket).max()?;
+        let (view, skipped) = (self.view(), (self.first_wanted * WORD) as u64);
+        let (positions, row_sequence) = (view.positions + skipped, view.row_sequence + skipped);
+        Some((BatchView { tokens: view.outputs, positions, row_sequence, ..view }, spans))
+    }
+
     /// What all launches for the uploaded batch depend on, where every sequence has one row, as in decoding, so that
     /// further batches of the same shape are to be expected.
     pub fn repeated_shape(&self, rows: RunRows) -> Option<RepeatedShape> {

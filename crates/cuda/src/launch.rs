@@ -10,8 +10,9 @@ use mantissa_ops::program::RunRows;
 use crate::ahead::failure;
 use crate::batch::{RepeatedShape, Rows};
 use crate::families::batch;
+use crate::families::token::Args;
 use crate::graph::{Choice, Content, Graph, Recorder};
-use crate::reducer::Wishes;
+use crate::reducer::{Bests, Wishes};
 use crate::select::{Formats, NormedEmbedding, records};
 use crate::session::{CudaSession, Failure};
 use crate::steps::{LaunchTarget, Runner, StepError};
@@ -46,11 +47,12 @@ impl CudaSession {
     pub(crate) fn launch_all(&mut self, tracer: Option<&Tracer>) -> Result<Launched, Failure> {
         let target = tracer.map_or(LaunchTarget::Stream(&self.stream), LaunchTarget::Tracer);
         let Some(shape) = self.repeated_shape() else {
-            return self.launch_steps(target).map(|()| Launched::Steps);
+            self.bests = self.launch_prompt(target)?;
+            return Ok(Launched::Steps);
         };
         match self.token(shape) {
             Some(token) => {
-                self.launch_token(target, token, shape)?;
+                self.launch_token(target, token, &token.args(self.batch.view(), shape.spans()))?;
                 self.bests = Some(token.bests());
                 Ok(Launched::Token)
             }
@@ -105,15 +107,29 @@ impl CudaSession {
         self.token.as_ref().filter(|_| shape.is_token())
     }
 
+    /// Launches one step after another. Where a single row is wanted, the kernel for a token computes its last layer and its
+    /// logits, behind the keys and values of all, and says where it leaves their best keys.
+    fn launch_prompt(&self, target: LaunchTarget<'_>) -> Result<Option<Bests>, Failure> {
+        let row = self.batch.wanted_row(self.rows);
+        let (Some(token), Some((batch, spans)), Some(own)) =
+            (&self.token, row, self.plan.program.own_rows_from())
+        else {
+            return self.launch_steps(target, self.plan.steps.len()).map(|()| None);
+        };
+        self.launch_steps(target, own)?;
+        target.enter(own);
+        self.launch_token(target, token, &token.last_layer_args(batch, spans))?;
+        Ok(Some(token.bests()))
+    }
+
     fn launch_token(
         &self,
         target: LaunchTarget<'_>,
         token: &TokenKernel,
-        shape: RepeatedShape,
+        args: &Args,
     ) -> Result<(), Failure> {
-        let args = token.args(self.batch.view(), shape.spans());
         let runner = self.runner(target, Rows::All);
-        let launched = runner.launch_as(&token.spec, token.launch, &args, Blocks::Together);
+        let launched = runner.launch_as(&token.spec, token.launch, args, Blocks::Together);
         launched.map_err(|error| Failure { step: "the token".to_owned(), message: error.to_string() })
     }
 
@@ -150,18 +166,20 @@ impl CudaSession {
         }
         match self.token(shape) {
             // It reads its batch, which the choice brings, behind its wait.
-            Some(token) => self.launch_token(target, token, shape)?,
+            Some(token) => {
+                self.launch_token(target, token, &token.args(self.batch.view(), shape.spans()))?;
+            }
             None => {
                 // Attention looks up its pages before it waits.
                 recorder.borrow_mut().in_turn();
-                self.launch_steps(target)?;
+                self.launch_steps(target, self.plan.steps.len())?;
             }
         }
         Ok(recorder.into_inner().finish(&self.stream)?)
     }
 
-    /// Nobody looks at the rows that no wanted logits depend on.
-    pub(crate) fn launch_steps(&self, target: LaunchTarget<'_>) -> Result<(), Failure> {
+    /// Launches the steps before this one. Nobody looks at the rows that no wanted logits depend on.
+    pub(crate) fn launch_steps(&self, target: LaunchTarget<'_>, end: usize) -> Result<(), Failure> {
         let runners = [Rows::All, Rows::Wanted].map(|part| self.runner(target, part));
         let together = NormedEmbedding::of(&self.plan.program, Formats::of_plan(&self.plan));
         let together = together.filter(|_| !target.keeps_steps_apart());
@@ -171,7 +189,7 @@ impl CudaSession {
             launched.map_err(|error| Failure::of(&self.plan.steps[0], error))?;
         }
         let done = together.map_or(0, |_| NormedEmbedding::STEPS);
-        for (index, step) in self.plan.steps.iter().enumerate().skip(done) {
+        for (index, step) in self.plan.steps.iter().enumerate().take(end).skip(done) {
             target.enter(index);
             let runner = &runners[self.part(index) as usize];
             runner.step(step).map_err(|error| Failure::of(step, error))?;

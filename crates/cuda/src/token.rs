@@ -17,7 +17,7 @@ use crate::reducer::Bests;
 use crate::select::{Chooser, Formats, token_spec};
 use crate::tables::RopeTables;
 use crate::tensor_map::TensorMap;
-use crate::values::Values;
+use crate::values::{Place, Values};
 use crate::weights::Weights;
 
 const WHAT: &str = "the kernel for a token";
@@ -97,6 +97,8 @@ pub(crate) struct TokenKernel {
     ranges: usize,
     table_bytes: usize,
     memory: DeviceBuffer,
+    /// The residual stream of the kernels for more rows.
+    stream: Place,
 }
 
 impl TokenKernel {
@@ -133,6 +135,7 @@ impl TokenKernel {
             ranges: layout.ranges,
             table_bytes: table_bytes(sizes),
             memory,
+            stream: parts.values.place(chain.embedding.out),
         })
     }
 
@@ -145,6 +148,19 @@ impl TokenKernel {
     pub fn args(&self, batch: BatchView, spans: usize) -> Args {
         let table = self.ranges + token::table(token::sections_of(spans)) * self.table_bytes;
         Args { batch, ranges: self.memory.address() + table as u64, ..self.args }
+    }
+
+    /// The same for the last layer and the logits of a row of the residual stream, whose number stands in the place of its token.
+    pub fn last_layer_args(&self, batch: BatchView, spans: usize) -> Args {
+        let args = self.args(batch, spans);
+        let skipped = (args.phase_count as usize - token::LAST_PHASES) * size_of::<Phase>();
+        Args {
+            phases: args.phases + skipped as u64,
+            phase_count: token::LAST_PHASES as u32,
+            embedding: self.stream.address,
+            embedding_stride: self.stream.stride,
+            ..args
+        }
     }
 }
 

@@ -216,7 +216,7 @@ impl CudaSession {
         let name = "copy of the batch".to_owned();
         tracer.scope(|| self.upload(batch).map(|()| name))?;
         match tracer.grain {
-            Grain::Kernel => self.launch_steps(LaunchTarget::Tracer(tracer)),
+            Grain::Kernel => self.launch_steps(LaunchTarget::Tracer(tracer), self.plan.steps.len()),
             Grain::Launch => tracer.scope(|| {
                 let launched = self.launch_all(Some(tracer))?;
                 Ok(self.describe(launched, tracer))

@@ -19,7 +19,7 @@ use crate::kernel::{Alias, KernelSpec, Launch, SourceFile};
 use crate::preferences::preference;
 
 pub use self::chain::{Chain, DIM, Layer, Refusal};
-pub use self::lower::{Described, KINDS, Lowered, Places, Sizes, table, tables};
+pub use self::lower::{Described, KINDS, LAST_PHASES, Lowered, Places, Sizes, table, tables};
 
 /// Warps of a block that multiply; one more copies.
 const WARPS: usize = 11;

@@ -18,6 +18,8 @@ use crate::tensor_map::{BoxWidth, CopyBox, Matrix, TensorMap};
 
 /// Phases of a layer.
 const LAYER_PHASES: usize = 5;
+/// Phases of the last layer and of the logits behind it.
+pub const LAST_PHASES: usize = LAYER_PHASES + 1;
 /// Kinds of phases.
 pub const KINDS: usize = Kind::Logits as usize + 1;
 /// Outputs of a tile.
