@@ -116,7 +116,11 @@ impl CudaSession {
         else {
             return self.launch_steps(target, self.plan.steps.len()).map(|()| None);
         };
-        self.launch_steps(target, own)?;
+        let last = own - 1;
+        self.launch_steps(target, last)?;
+        target.enter(last);
+        let (runner, step) = (self.runner(target, Rows::All), &self.plan.steps[last]);
+        runner.keys_and_values(step).map_err(|error| Failure::of(step, error))?;
         target.enter(own);
         self.launch_token(target, token, &token.last_layer_args(batch, spans))?;
         Ok(Some(token.bests()))

@@ -29,6 +29,7 @@ use crate::kernel::KernelSpec;
 pub(crate) use self::normed_embedding::NormedEmbedding;
 pub(crate) use self::product::{Server, WeightProduct};
 use self::projection::FusedKernels;
+pub(crate) use self::projection::{keys_and_values_of, last_projection};
 pub(crate) use self::token::token_spec;
 
 /// The formats that kernels are specialised for.
@@ -168,8 +169,13 @@ pub(crate) fn required_kernels(
     kinds: &[AttentionKind],
     chooser: &Chooser,
 ) -> Vec<KernelSpec> {
-    let together = NormedEmbedding::of(&plan.program, Formats::of_plan(plan));
-    let mut all: Vec<KernelSpec> = together.map(|together| together.spec).into_iter().collect();
+    let (program, formats) = (&plan.program, Formats::of_plan(plan));
+    let together = NormedEmbedding::of(program, formats);
+    let keys_and_values = last_projection(program).map(keys_and_values_of);
+    let keys_and_values =
+        keys_and_values.map(|op| formats.fused_qkv_kernels(program, &op, limits.rows, chooser).kernels());
+    let of_several = together.map(|together| together.spec).into_iter();
+    let mut all: Vec<KernelSpec> = of_several.chain(keys_and_values.into_iter().flatten()).collect();
     for step in &plan.program.steps {
         for spec in step_kernels(plan, &step.op, limits, kinds, chooser) {
             if !all.contains(&spec) {

@@ -2,6 +2,7 @@
 
 mod embedding;
 mod library;
+mod projection;
 
 use std::cell::RefCell;
 
@@ -16,7 +17,7 @@ use crate::device::Stream;
 use crate::error::CudaError;
 use crate::families::attention;
 use crate::families::products::{self, Epilogue};
-use crate::families::{cache, elementwise, norm, qkv, rope, sdpa, softmax, wgmma};
+use crate::families::{cache, elementwise, norm, rope, sdpa, softmax, wgmma};
 use crate::graph::Recorder;
 use crate::kernel::{KernelSpec, Launch};
 use crate::kernels::Loaded;
@@ -361,76 +362,6 @@ impl Runner<'_> {
             return Ok(());
         }
         self.product(op.weight, input, self.store(op.out, Epilogue::Plain))
-    }
-
-    fn qkv(&self, op: &op::Qkv) -> Result<(), StepError> {
-        let kv = self.cache.ok_or(StepError::Missing("KV cache"))?;
-        let formats = Formats::of_plan(self.plan);
-        let fused = formats.fused_qkv(&self.plan.program, op, self.rows.tokens, self.chooser);
-        if let Some((fused, variant)) = fused {
-            return self.fused_qkv(op, kv, fused, variant);
-        }
-        let products = self.scratch.floats.address();
-        let stride = row_stride(self.weights.get(op.weight).rows, Format::F32);
-        let query = self.place(op.query);
-        let target = Target { address: products, stride, ..self.store(op.query, Epilogue::Plain) };
-        self.product(op.weight, self.all_rows(op.input), target)?;
-        let address = |id: WeightId| self.weights.get(id).address();
-        let norms = op.head_norms;
-        let args = qkv::Args {
-            batch: self.uploaded.view(),
-            cache: kv.layer(op.layer),
-            products,
-            bias: op.bias.map_or(0, address),
-            query_norm: norms.map_or(0, |norms| address(norms.query)),
-            key_norm: norms.map_or(0, |norms| address(norms.key)),
-            cos: self.tables.map_or(0, RopeTables::cos),
-            sin: self.tables.map_or(0, RopeTables::sin),
-            query: query.address,
-            product_stride: stride as u32,
-            query_stride: query.stride,
-            query_heads: op.heads.query as u32,
-            key_heads: op.heads.key_value as u32,
-            dim: op.heads.dim as u32,
-            pairs: self.tables.map_or(0, |tables| tables.pairs),
-            context: self.tables.map_or(0, |tables| tables.context),
-            eps: norms.map_or(0.0, |norms| norms.eps),
-        };
-        let spec = qkv::spec(self.activations(), kv.format, op.heads.dim);
-        self.launch(&spec, qkv::launch_shape(op.heads, self.rows.tokens), &args)
-    }
-
-    /// The projection and what follows it, by one kernel.
-    fn fused_qkv(
-        &self,
-        op: &op::Qkv,
-        kv: &KvCache,
-        fused: qkv::Fused,
-        variant: qkv::FusedVariant,
-    ) -> Result<(), StepError> {
-        let tables = self.tables.ok_or(StepError::Missing("rotary embedding"))?;
-        let input = self.all_rows(op.input);
-        let (product, shape) = fused.product(variant, input.rows);
-        let target = Target { bias: op.bias, ..self.store(op.query, product.epilogue) };
-        let args = qkv::FusedArgs {
-            product: self.product_args(op.weight, shape.features, &input, &target),
-            batch: self.uploaded.view(),
-            cache: kv.layer(op.layer),
-            cos: tables.cos(),
-            sin: tables.sin(),
-            query_heads: op.heads.query as u32,
-            key_heads: op.heads.key_value as u32,
-            context: tables.context,
-            unused: 0,
-        };
-        let launch = fused.launch_shape(variant, input.rows, self.chooser.device());
-        let spec = fused.spec(variant);
-        match variant {
-            qkv::FusedVariant::Few(_) => self.launch(&spec, launch, &args),
-            qkv::FusedVariant::Many(tile) => {
-                self.launch(&spec, launch, &wgmma::qkv_args(product, tile, &args)?)
-            }
-        }
     }
 
     fn attention(&self, op: &op::Attention) -> Result<(), StepError> {

@@ -94,7 +94,9 @@ fn fused_qkv_kernels(
     heads: &[Heads],
 ) -> Vec<KernelSpec> {
     let mut all = Vec::new();
-    for &heads in heads.iter().filter(|_| cache.scales.is_none()) {
+    // All of a projection, and its keys and values alone.
+    let heads = heads.iter().flat_map(|&heads| [heads, Heads { query: 0, ..heads }]);
+    for heads in heads.filter(|_| cache.scales.is_none()) {
         for (device, columns) in
             DEVICES.into_iter().flat_map(|device| [896, 2_048].map(|columns| (device, columns)))
         {

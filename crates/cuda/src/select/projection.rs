@@ -1,6 +1,7 @@
 //! The projection of queries, keys and values by one kernel.
 
-use mantissa_ops::{Program, op};
+use mantissa_ops::op::{self, Heads};
+use mantissa_ops::{Op, Program};
 
 use super::product::tiles_reuse;
 use super::{Chooser, Formats};
@@ -16,6 +17,14 @@ pub(crate) enum FusedKernels {
     Always(Vec<KernelSpec>),
     /// Some are, if there are any.
     Sometimes(Vec<KernelSpec>),
+}
+
+impl FusedKernels {
+    pub fn kernels(self) -> Vec<KernelSpec> {
+        match self {
+            FusedKernels::Always(kernels) | FusedKernels::Sometimes(kernels) => kernels,
+        }
+    }
 }
 
 impl Formats {
@@ -58,6 +67,19 @@ impl Formats {
         let kernels = found.into_iter().map(|(fused, variant)| fused.spec(variant)).collect();
         if each { FusedKernels::Always(kernels) } else { FusedKernels::Sometimes(kernels) }
     }
+}
+
+/// The last projection of a program, of which rows that no wanted logits depend on leave keys and values alone.
+pub(crate) fn last_projection(program: &Program) -> Option<&op::Qkv> {
+    match &program.steps.get(program.own_rows_from()?.checked_sub(1)?)?.op {
+        Op::Qkv(op) => Some(op),
+        _ => None,
+    }
+}
+
+/// The keys and values of a projection as one of their own.
+pub(crate) fn keys_and_values_of(op: &op::Qkv) -> op::Qkv {
+    op::Qkv { heads: Heads { query: 0, ..op.heads }, ..op.clone() }
 }
 
 /// Why a kernel does all of a projection, where that is not why one was chosen for the product alone.

@@ -343,6 +343,21 @@ fn runs_without_a_library_are_recorded() {
 }
 
 #[test]
+fn the_last_projection_s_keys_and_values_have_kernels_for_any_number_of_rows() {
+    let planner = Planner::new(&devices()[1], Preferences::default());
+    let plan = planner.plan(Preset::Bf16.policy());
+    let op = keys_and_values_of(last_projection(&plan.program).unwrap());
+    assert_eq!((op.heads.query, op.heads.key_value), (0, QWEN.key_value));
+    let ready = required(&plan, &planner.chooser);
+    for rows in 1..=512 {
+        let fused = Formats::of_plan(&plan).fused_qkv(&plan.program, &op, rows, &planner.chooser);
+        let (fused, variant) = fused.unwrap();
+        assert!(ready.contains(&fused.spec(variant)), "{rows} rows");
+        assert_eq!(fused.product(variant, rows).1.columns, 896);
+    }
+}
+
+#[test]
 fn an_embedding_and_its_norm_are_one_kernel() {
     let planner = Planner::new(&devices()[1], Preferences::default());
     let show = |policy: PrecisionPolicy| {
