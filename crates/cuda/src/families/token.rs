@@ -206,7 +206,7 @@ pub fn spec(activations: Format, sizes: &Sizes) -> KernelSpec {
     count("DIM", heads.dim);
     count("GROUP", attention::group(heads));
     count("SLOTS", shared.slots);
-    let is_long = sizes.block_bytes() > 2 * shared.slots * SLOT_BYTES;
+    let is_long = sizes.has_long_layers();
     let (flight, last) = if is_long { (LONG_FLIGHT, LONG_FLIGHT) } else { (FLIGHT, LAST_FLIGHT) };
     count("FLIGHT", flight);
     count("LAST_FLIGHT", last);

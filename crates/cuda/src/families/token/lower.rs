@@ -5,10 +5,10 @@ use mantissa_numerics::contract::CacheFormat;
 use mantissa_ops::op::Heads;
 use mantissa_ops::{Program, WeightId};
 
-use super::shares::{self, Beside, PhaseTiles, Starts};
+use super::shares::{self, Beside, Dealing, PhaseTiles, Starts};
 use super::{
     Chain, DIM, FILL_COLUMNS, FILL_ROWS, Kind, Layer, MOST_SWEEPS, MOST_TILES, NORM_SWEEP, Phase, Refusal,
-    SUM_BYTES, Shared, TileRange, WARPS,
+    SLOT_BYTES, SUM_BYTES, Shared, TileRange, WARPS,
 };
 use crate::error::CudaError;
 use crate::families::attention::{SECTION, SPAN};
@@ -175,9 +175,10 @@ impl Sizes {
         ]
     }
 
-    /// Bytes of a layer's weights for each block.
-    pub fn block_bytes(&self) -> usize {
-        self.layer_tiles().map(|(_, tiles)| tiles.tiles * tiles.bytes).iter().sum::<usize>() / self.blocks
+    /// Whether a block's part of a layer's weights is more than two rings.
+    pub fn has_long_layers(&self) -> bool {
+        let bytes: usize = self.layer_tiles().iter().map(|(_, tiles)| tiles.tiles * tiles.bytes).sum();
+        bytes / self.blocks > 2 * self.shared.slots * SLOT_BYTES
     }
 
     /// Keys and values of a layer: blocks that read them have fewer weights. Codes take as long as values of activations; where
@@ -189,24 +190,37 @@ impl Sizes {
         Beside { units, bytes: 2 * SECTION * SPAN * vector }
     }
 
+    /// The tiles of the phases of a layer, where a token sees up to `sections` sections of positions, and more than half as
+    /// many: as they suit the middle of these, where the longest context suffers nothing by it.
+    fn starts(&self, sections: usize) -> Vec<Starts> {
+        let blocks = self.blocks;
+        let mut phases = self.layer_tiles().map(|(_, tiles)| tiles);
+        let even = |phase: &mut PhaseTiles| phase.most = phase.most.min(phase.tiles.div_ceil(blocks));
+        let longest = self.beside(sections);
+        if (blocks / 2 + 1..=blocks).contains(&longest.units) && !self.has_long_layers() {
+            // Most blocks have a unit and none has two: who has one has tiles of the projection in front of attention or of
+            // the one behind it, and goes past the other.
+            even(&mut phases[0]);
+            return shares::divide(&phases, longest, Dealing::InOrder, blocks, WARPS);
+        }
+        if sections == 1 {
+            // Blocks wait for words then, and never for memory: phases end soonest where none has more tiles than others.
+            phases.iter_mut().for_each(even);
+        }
+        let divide = |beside| shares::divide(&phases, beside, Dealing::Largest, blocks, WARPS);
+        let heaviest = |starts: &[Starts]| shares::heaviest(&phases, starts, longest, blocks);
+        let (middle, most) = (divide(self.beside((3 * sections).div_ceil(4))), divide(longest));
+        if heaviest(&middle) <= heaviest(&most) { middle } else { most }
+    }
+
     /// For each [`Kind`], in order, the tiles of every block, where a token sees up to `sections` sections of positions, and
-    /// more than half as many: as they suit the middle of these, where the longest context suffers nothing by it.
+    /// more than half as many.
     ///
     /// # Errors
     /// [`Refusal::Size`] where blocks have no room for the sums of their tiles.
     pub fn ranges(&self, sections: usize) -> Result<Vec<TileRange>, Refusal> {
         let blocks = self.blocks;
-        let layer = self.layer_tiles();
-        let mut phases = layer.map(|(_, tiles)| tiles);
-        if sections == 1 {
-            // Blocks wait for words then, and never for memory: phases end soonest where none has more tiles than others.
-            phases.iter_mut().for_each(|phase| phase.most = phase.most.min(phase.tiles.div_ceil(blocks)));
-        }
-        let divide = |sections| shares::divide(&phases, self.beside(sections), blocks, WARPS);
-        let longest = self.beside(sections);
-        let heaviest = |starts: &[Starts]| shares::heaviest(&phases, starts, longest, blocks);
-        let (middle, most) = (divide((3 * sections).div_ceil(4)), divide(sections));
-        let starts = if heaviest(&middle) <= heaviest(&most) { middle } else { most };
+        let (layer, starts) = (self.layer_tiles(), self.starts(sections));
         let mut ranges = vec![TileRange::default(); KINDS * blocks];
         let mut put = |kind: Kind, starts: &[u32]| {
             let row = &mut ranges[kind as usize * blocks..][..blocks];

@@ -34,28 +34,48 @@ impl Beside {
     }
 }
 
+/// Who gets the next tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dealing {
+    /// Tiles go, the largest first, to the block that has the fewest bytes so far; to the first of several.
+    Largest,
+    /// Tiles go, phase after phase, to the block that has the fewest bytes so far; to the last of several.
+    InOrder,
+}
+
 /// The first tile of each block and, as the last number, the end: a block's tiles of a phase are neighbours.
 pub type Starts = Vec<u32>;
 
 /// Divides the tiles of all phases of a layer among `blocks` blocks of `warps` warps.
 ///
-/// Tiles go, the largest first, to the block that has the fewest bytes so far. A phase ends when its last block does, so
-/// that no block takes more tiles of one than its warps get through in as many rounds as an even share takes. Tiles for
-/// which no block has room are left over: the last number is then too small.
-pub fn divide(phases: &[PhaseTiles], beside: Beside, blocks: usize, warps: usize) -> Vec<Starts> {
+/// A phase ends when its last block does, so that no block takes more tiles of one than its warps get through in as many
+/// rounds as an even share takes. Tiles for which no block has room are left over: the last number is then too small.
+pub fn divide(
+    phases: &[PhaseTiles],
+    beside: Beside,
+    dealing: Dealing,
+    blocks: usize,
+    warps: usize,
+) -> Vec<Starts> {
     let mut bytes: Vec<usize> = (0..blocks).map(|block| beside.of_block(block, blocks)).collect();
     let mut counts: Vec<Vec<usize>> = phases.iter().map(|phase| vec![phase.least; blocks]).collect();
     for phase in phases {
         bytes.iter_mut().for_each(|bytes| *bytes += phase.least * phase.bytes);
     }
     let mut order: Vec<usize> = (0..phases.len()).collect();
-    order.sort_by_key(|&phase| std::cmp::Reverse(phases[phase].bytes));
+    if dealing == Dealing::Largest {
+        order.sort_by_key(|&phase| std::cmp::Reverse(phases[phase].bytes));
+    }
     for phase in order {
         let PhaseTiles { tiles, fills, bytes: each, least, most } = phases[phase];
         let most = most_tiles(tiles.div_ceil(blocks), fills, warps).min(most);
         for _ in least * blocks..tiles {
             let open = (0..blocks).filter(|&block| counts[phase][block] < most);
-            let Some(block) = open.min_by_key(|&block| bytes[block]) else { break };
+            let fewest = match dealing {
+                Dealing::Largest => open.min_by_key(|&block| bytes[block]),
+                Dealing::InOrder => open.rev().min_by_key(|&block| bytes[block]),
+            };
+            let Some(block) = fewest else { break };
             counts[phase][block] += 1;
             bytes[block] += each;
         }
@@ -115,21 +135,32 @@ mod tests {
         let beside = Beside { units: 2, bytes: 10_000 };
         for blocks in [1, 2, 7, 132, 170] {
             for phases in [layer(896, 896, 128, 4864), layer(64, 64, 64, 24), layer(2048, 2048, 512, 8192)] {
-                let shares = divide(&phases, beside, blocks, WARPS);
-                assert_eq!(shares.len(), phases.len());
-                for (phase, starts) in phases.iter().zip(&shares) {
-                    assert_eq!(starts.len(), blocks + 1);
-                    assert!(starts.is_sorted());
-                    assert_eq!((starts[0], starts[blocks] as usize), (0, phase.tiles));
+                for dealing in [Dealing::Largest, Dealing::InOrder] {
+                    let shares = divide(&phases, beside, dealing, blocks, WARPS);
+                    assert_eq!(shares.len(), phases.len());
+                    for (phase, starts) in phases.iter().zip(&shares) {
+                        assert_eq!(starts.len(), blocks + 1);
+                        assert!(starts.is_sorted());
+                        assert_eq!((starts[0], starts[blocks] as usize), (0, phase.tiles));
+                    }
                 }
             }
         }
     }
 
     #[test]
+    fn tiles_are_dealt_by_size_or_in_order() {
+        let phase = |tiles, bytes| PhaseTiles { tiles, fills: 1, bytes, least: 0, most: 1 };
+        let phases = [phase(2, 10), phase(2, 20)];
+        let divide = |dealing| divide(&phases, Beside { units: 1, bytes: 5 }, dealing, 4, WARPS);
+        assert_eq!(divide(Dealing::Largest), [[0, 1, 1, 1, 2], [0, 0, 1, 2, 2]]);
+        assert_eq!(divide(Dealing::InOrder), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]);
+    }
+
+    #[test]
     fn no_block_takes_more_rounds_than_an_even_share() {
         let phases = layer(896, 896, 128, 4864);
-        let shares = divide(&phases, Beside { units: 2, bytes: 131_072 }, BLOCKS, WARPS);
+        let shares = divide(&phases, Beside { units: 2, bytes: 131_072 }, Dealing::Largest, BLOCKS, WARPS);
         for (phase, starts) in phases.iter().zip(&shares) {
             let rounds = |tiles: usize| (tiles * phase.fills).div_ceil(WARPS);
             let most = starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0);

@@ -162,17 +162,38 @@ fn blocks_read_about_as_much_of_a_layer_each() {
 
 #[test]
 fn tables_suit_the_middle_of_their_contexts_where_the_longest_suffer_nothing() {
-    for (model, sections, suited) in [(QWEN, 64, 64), (QWEN, 8, 8), (LLAMA, 64, 64), (LLAMA, 16, 12)] {
+    for (model, sections, suited) in [(QWEN, 8, 8), (LLAMA, 64, 64), (LLAMA, 16, 12)] {
         let (sizes, lowered) = lowered(&model.program());
         let layer = sizes.layer_tiles();
-        let starts =
-            shares::divide(&layer.map(|(_, tiles)| tiles), sizes.beside(suited), sizes.blocks, WARPS);
+        let phases = layer.map(|(_, tiles)| tiles);
+        let starts = shares::divide(&phases, sizes.beside(suited), Dealing::Largest, sizes.blocks, WARPS);
         for ((kind, _), starts) in layer.iter().zip(&starts) {
             let phase = lowered.phases.iter().find(|phase| phase.kind == *kind as u32).unwrap();
             let first: Vec<u32> =
                 tiles(phase, sections, &lowered, &sizes).iter().map(|range| range.first).collect();
             assert_eq!(first, starts[..sizes.blocks], "{kind:?} of {sections} sections");
         }
+    }
+}
+
+#[test]
+fn blocks_go_past_a_projection_beside_attention_where_most_attend() {
+    let (sizes, lowered) = lowered(&QWEN.program());
+    let units = sizes.beside(SECTIONS).units;
+    let counts = |phase: usize| -> Vec<u32> {
+        tiles(&lowered.phases[phase], SECTIONS, &lowered, &sizes).iter().map(|range| range.count).collect()
+    };
+    let (before, behind) = (counts(0), counts(2));
+    assert!(before.iter().all(|&count| count <= 1));
+    assert!((0..units).all(|block| (before[block] == 0) != (behind[block] == 0)));
+    // With two units for some blocks, and with longer layers, tiles are dealt by size.
+    let (long, _) = self::lowered(&LLAMA.program());
+    for (sizes, sections) in [(sizes, 2 * SECTIONS), (long, SECTIONS / 4)] {
+        let phases = sizes.layer_tiles().map(|(_, tiles)| tiles);
+        let by_size = [sections, 3 * sections / 4].map(|sections| {
+            shares::divide(&phases, sizes.beside(sections), Dealing::Largest, sizes.blocks, WARPS)
+        });
+        assert!(by_size.contains(&sizes.starts(sections)));
     }
 }
 
