@@ -9,9 +9,9 @@
 //   row does not see have the weight zero.
 // - The sum of a span's weights: of four chains, chain t takes the positions p with p / 2 % 4 == t, ascending; chains 0
 //   and 1, 2 and 3 are added, then the two sums. These are the positions of lane % 4 == t in an accumulator of scores.
-// - A weight, times its value's stored scale where there is one, is split into two 16-bit parts (split()). With scales,
-//   all weights of the row and the span are first multiplied by a power of two (Normal), so that the largest lies in
-//   [1, 2), and the span's outputs are multiplied back.
+// - A weight, times its value's stored scale where there is one, is split into two 16-bit parts (split()). Where scales could
+//   take it out of their range (NORMALISED), all weights of the row and the span are first multiplied by a power of two
+//   (Normal), so that the largest lies in [1, 2), and the span's outputs are multiplied back.
 // - An output of a span is one chain of mma.m16n8k16 steps from zero, over the span's positions in steps of 16,
 //   ascending; each step multiplies the values by the high parts, then by the low parts.
 // - A section is SECTION spans that start at a multiple of SECTION. The spans that the row sees are merged in ascending
@@ -109,6 +109,11 @@ __device__ __forceinline__ float row_sum(float x) {
     x = x + __shfl_xor_sync(FULL_WARP, x, 1);
     return x + __shfl_xor_sync(FULL_WARP, x, 2);
 }
+
+// Parts in bf16 have exponents enough for scales in f16.
+__device__ constexpr bool wide_parts(bf16) { return true; }
+__device__ constexpr bool wide_parts(f16) { return false; }
+constexpr bool NORMALISED = SCALED && !(wide_parts(A{}) && sizeof(S) == 2);
 
 // The power of two by which a span's weights (times scales) are multiplied, and its inverse for the outputs.
 struct Normal {

@@ -55,7 +55,7 @@ __device__ __forceinline__ void compute_span(
         } else {
             finish_products<0>(mine);
         }
-        if (SCALED) multiply_rows(mine, undo.row[0], undo.row[1]);
+        if (NORMALISED) multiply_rows(mine, undo.row[0], undo.row[1]);
         add_outputs(out[panel], mine, by);
     }
 }

@@ -373,7 +373,7 @@ __device__ __forceinline__ void consume(
         // products to the start of its stretch of code, which is the loop's: what is to overlap them comes at its end.
         finish_products<0>(part);
         if (span != spans.first) release(shared.empty[stage]);
-        if (SCALED) multiply_rows(part, undo.row[0], undo.row[1]);
+        if (NORMALISED) multiply_rows(part, undo.row[0], undo.row[1]);
         add_outputs(out[0], part, by);
         stage = me.ring.stage;
         sum = weights_of_span(args, work, span, edge, rows, shared.value_scale[stage], scores, undo);
@@ -400,7 +400,7 @@ __device__ __forceinline__ void consume(
     join_span(args, work, spans.end - 1, edge, largest, sum, rows, out, by);
     finish_products<0>(part);
     release(shared.empty[stage]);
-    if (SCALED) multiply_rows(part, undo.row[0], undo.row[1]);
+    if (NORMALISED) multiply_rows(part, undo.row[0], undo.row[1]);
     add_outputs(out[0], part, by);
     close_section(args, work, (spans.end - 1) / SECTION, shared.before, rows, out);
     if (!failed) store_rows(args, work, shared.before, rows);

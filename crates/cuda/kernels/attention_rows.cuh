@@ -259,7 +259,8 @@ __device__ __forceinline__ Pair exponents_of_span(
     return exponents(c, base_2(args.scale));
 }
 
-// Exponents become weights, times the values' scales and a power of two that `undo` undoes: the sums of the weights alone.
+// Exponents become weights, times the values' scales and, where they are normalised, a power of two that `undo` undoes: the sums
+// of the weights alone.
 __device__ __forceinline__ Pair weights_of_span(
     const AttentionArgs& args, const Work& work, u32 span, bool edge, const Rows& rows, const float* value_scale,
     Columns& c, Pair& undo
@@ -268,7 +269,7 @@ __device__ __forceinline__ Pair weights_of_span(
     if (SCALED) {
         multiply_by(c, value_scale);
         if (edge) hide(c, args, work, span, rows, 0.0f);
-        undo = normalise(c);
+        if (NORMALISED) undo = normalise(c);
     }
     return sum;
 }

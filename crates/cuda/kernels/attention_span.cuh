@@ -205,21 +205,19 @@ __device__ __forceinline__ void compute_weights(
                 float& weight = scores.value[n][2 * half + i];
                 weight = weight_of(weight, base, shift);
                 sum = sum + weight;
-                if (SCALED) {
-                    weight = weight * scales.value[n * 8 + column + i];
-                    heaviest = larger(heaviest, weight);
-                }
+                if (SCALED) weight = weight * scales.value[n * 8 + column + i];
+                if (NORMALISED) heaviest = larger(heaviest, weight);
             }
         }
         sum = row_sum(sum);
         u32 head = lane() / 4 + 8 * half;
         if (lane() % 4 == 0 && head < HEADS) softmax[head] = Softmax{largest, sum};
-        Normal normal = SCALED ? normal_of(row_largest(heaviest)) : Normal{1.0f, 1.0f};
+        Normal normal = NORMALISED ? normal_of(row_largest(heaviest)) : Normal{1.0f, 1.0f};
         weights.of_outputs[half] = normal.of_outputs;
 #pragma unroll
         for (u32 n = 0; n < SPAN / 8; ++n) {
             float pair[2] = {scores.value[n][2 * half], scores.value[n][2 * half + 1]};
-            if (SCALED) {
+            if (NORMALISED) {
                 pair[0] = pair[0] * normal.of_weights;
                 pair[1] = pair[1] * normal.of_weights;
             }
@@ -256,7 +254,7 @@ __device__ __forceinline__ void store_outputs(
         for (u32 i = 0; i < 2; ++i) {
             u32 head = 2 * (lane() % 4) + i + 8 * half;
             float x = out.value[half][i], y = out.value[half][2 + i];
-            if (SCALED) {
+            if (NORMALISED) {
                 float by = __shfl_sync(FULL_WARP, weights.of_outputs[half], 4 * (2 * (lane() % 4) + i));
                 x = x * by;
                 y = y * by;
