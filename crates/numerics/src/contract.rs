@@ -257,8 +257,8 @@ pub enum RoundingPoint {
     /// The activated intermediate `silu(gate) * up`, once, to the activation format.
     Intermediate,
     /// Attention's softmax weights, times the scales of the values where they have some, to the sum of two numbers of the
-    /// activation format: the nearest one, and the nearest one to what is left. With scales, the weights of a span are
-    /// split as multiples of the power of two below the largest of them.
+    /// activation format: the nearest one, and the nearest one to what is left. With scales, but for scales in f16 and
+    /// activations in bf16, the weights of a span are split as multiples of the power of two below the largest of them.
     SoftmaxWeights,
 }
 

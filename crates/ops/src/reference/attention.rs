@@ -119,15 +119,22 @@ impl Split {
         Products { unit, ..products }
     }
 
+    /// Whether weights are multiples of a power of two that depends on the scales: not where bf16 has all exponents of these.
+    fn is_normalised(self) -> bool {
+        !(self.format == Format::Bf16 && self.scales == Some(Format::F16))
+    }
+
     /// The weights of the positions up to `last`.
     fn apply<N: Number>(self, weights: &[N], values: &[&[N]], last: usize) -> Vec<N> {
         let first = (last + 1).saturating_sub(weights.len());
         let span = |index: usize| (first + index) / self.span - first / self.span;
-        // The unit of a span is at most its largest weight; all of that times the values' scales, if there are some.
+        // The unit of a span is at most its largest weight, times the values' scales where these are part of it. All weights are
+        // split times the values' scales, if there are some.
         let mut largest = vec![0.0_f64; span(weights.len().saturating_sub(1)) + 1];
         for (index, (weight, value)) in weights.iter().zip(values).enumerate() {
             let heaviest = &mut largest[span(index)];
-            *heaviest = heaviest.max(weight.interval().1 * self.scale(value).1);
+            let scale = if self.is_normalised() { self.scale(value).1 } else { 1.0 };
+            *heaviest = heaviest.max(weight.interval().1 * scale);
         }
         let units =
             values.iter().enumerate().map(|(index, value)| largest[span(index)] / self.scale(value).0);
