@@ -171,7 +171,9 @@ pub(crate) fn required_kernels(
 ) -> Vec<KernelSpec> {
     let (program, formats) = (&plan.program, Formats::of_plan(plan));
     let together = NormedEmbedding::of(program, formats);
-    let keys_and_values = last_projection(program).map(keys_and_values_of);
+    // Where the kernel for a token computes the end of a prompt.
+    let alone = chooser.token(program, formats).is_ok();
+    let keys_and_values = last_projection(program).filter(|_| alone).map(keys_and_values_of);
     let keys_and_values =
         keys_and_values.map(|op| formats.fused_qkv_kernels(program, &op, limits.rows, chooser).kernels());
     let of_several = together.map(|together| together.spec).into_iter();
