@@ -4,14 +4,14 @@
 //
 // Two warps copy, one each operand, and a third may prepare what the epilogue needs. The other warpgroups, GROUPS of them,
 // multiply 64 activations each by all WEIGHT_ROWS weights of the tile. Blocks stay and take one tile after another; what
-// becomes of the sums of one tile is computed while the tensor cores are at work on the first segment of the next.
+// becomes of the sums of one tile is computed while the tensor cores are at work on the first two segments of the next.
 //
 // Blocks of a cluster take the same weights for neighbouring tiles of tokens, and each copies its part of these for all. Where
 // each block has one tile they take the same tokens, and share these in the same way.
 //
 // What becomes of sums stands in product_wgmma_plain.cuh or product_wgmma_qkv.cuh: Args, whose `product` is or begins as
-// ProductArgs, EPILOGUE_BYTES of shared memory before its barriers, SPLIT_HEADS with load_units(), init_epilogue(), prepare() and
-// Finisher.
+// ProductArgs, EPILOGUE_BYTES of shared memory before its barriers, SPLIT_HEADS with load_units(), init_epilogue(), prepare(),
+// LATE_UNITS with LateSums, and Finisher.
 
 // ------------------------------------------------------------------------------------------------------- copiers
 
@@ -82,13 +82,15 @@ __device__ __forceinline__ void release(u32 empty) {
 
 // One stage of a segment, and beside it what is due of the tile before.
 template <int STAGE>
-__device__ __forceinline__ void stage_of_segment(Ring& ring, u32 count, bool finish, u32& last, Finisher& finisher,
-                                                 Sums& sums, const Sums& totals) {
+__device__ __forceinline__ void stage_of_segment(Ring& ring, u32 count, bool finish, bool finish_late, u32& last,
+                                                 Finisher& finisher, Sums& sums, const Sums& totals,
+                                                 const LateSums& late) {
     if (STAGE < count) {
         barrier_wait(ring.full(), ring.parity);
         multiply_stage(ring, finisher.group, STAGE != 0, sums);
     }
     if (finish) finisher.finish_behind<STAGE>(totals);
+    if (finish_late) finisher.finish_late_behind<STAGE>(late);
     if (STAGE < count) {
         if constexpr (STAGE != 0) {
             wgmma_wait<1>();
@@ -111,22 +113,38 @@ __device__ __forceinline__ void add_segment(const Sums& sums, bool first, Sums& 
     }
 }
 
+// Whether a warpgroup finds its next tile, which takes divisions, while the tensor cores are at work on the one before. This
+// is more code, and other products have one tile a block up to 2,048 rows.
+constexpr bool AHEAD = EPILOGUE == SWIGLU;
+
 __device__ __forceinline__ void consume(const Tiles& tiles, Ring ring, Finisher finisher) {
     Sums sums = {}, totals = {};
-    bool finish = false;
+    LateSums late = {};
+    bool finish = false, finish_late = false;
+    OutputTile next = tiles.at(blockIdx.x);
     for (u32 index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
-        OutputTile tile = tiles.at(index);
-        if (finisher.group >= tile.groups) break;
+        OutputTile tile = AHEAD ? next : tiles.at(index);
+        // By what is known to be the same for a warp, and not by `next`: descriptions of operands stay uniform instructions.
+        if (finisher.group >= tiles.groups(index)) break;
         tile.token += finisher.group * GROUP_TOKENS;
         for (u32 first = 0; first < tiles.stages; first += STAGES_OF_SEGMENT) {
             const u32 count = minimum(tiles.stages - first, u32(STAGES_OF_SEGMENT));
             u32 last = 0;
             static_assert(STAGES_OF_SEGMENT == 4, "written out");
-            stage_of_segment<0>(ring, count, finish, last, finisher, sums, totals);
-            stage_of_segment<1>(ring, count, finish, last, finisher, sums, totals);
-            stage_of_segment<2>(ring, count, finish, last, finisher, sums, totals);
-            stage_of_segment<3>(ring, count, finish, last, finisher, sums, totals);
+            stage_of_segment<0>(ring, count, finish, finish_late, last, finisher, sums, totals, late);
+            stage_of_segment<1>(ring, count, finish, finish_late, last, finisher, sums, totals, late);
+            stage_of_segment<2>(ring, count, finish, finish_late, last, finisher, sums, totals, late);
+            stage_of_segment<3>(ring, count, finish, finish_late, last, finisher, sums, totals, late);
+            finish_late = false;
+            if (LATE_UNITS > 0 && finish) {
+                finisher.set_aside(totals, late);
+                // Where a tile is one segment there is none to do the rest behind.
+                finish_late = tiles.stages > STAGES_OF_SEGMENT;
+                if (!finish_late) finisher.finish_late(late);
+            }
             finish = false;
+            const u32 after = index + gridDim.x;
+            if (AHEAD && first + STAGES_OF_SEGMENT >= tiles.stages && after < tiles.count()) next = tiles.at(after);
             wgmma_wait<0>(sums);
             release(last);
             add_segment(sums, first == 0, totals);

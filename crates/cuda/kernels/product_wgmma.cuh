@@ -227,6 +227,8 @@ struct Tiles {
     }
     // Tiles and halves.
     __device__ __forceinline__ u32 count() const { return 2 * all() - whole; }
+    // Warpgroups that multiply a tile.
+    __device__ __forceinline__ u32 groups(u32 index) const { return index < whole ? u32(GROUPS) : 1; }
     __device__ __forceinline__ OutputTile at(u32 index) const {
         // The blocks of a cluster take neighbouring weights for the same tokens.
         if (LONE) return OutputTile{index / along_features * TOKENS, index % along_features * FEATURES, u32(GROUPS)};
@@ -237,7 +239,7 @@ struct Tiles {
         const u32 first = tile / band * TOGETHER, rest = tile % band;
         const u32 tall = minimum(TOGETHER, along_tokens - first);
         const u32 token = (first + rest % tall) * TOKENS + half * GROUP_TOKENS;
-        return OutputTile{token, rest / tall * FEATURES, index < whole ? u32(GROUPS) : 1};
+        return OutputTile{token, rest / tall * FEATURES, groups(index)};
     }
 
 private:

@@ -14,8 +14,15 @@ constexpr int GROUP_BOXES_BYTES = BOXES * GROUP_TOKENS * BOX_BYTES;
 // A round takes as many stages of a segment as there are to hide it behind. They share its UNITS, columns of eight outputs.
 constexpr int STAGES_OF_ROUND = STAGES_OF_SEGMENT / ROUNDS;
 constexpr int UNITS = FEATURES / 8;
+// With SwiGLU those of the widest tiles take longer than a segment does. So many of the last ones as there are registers for
+// are late: their sums are set aside, and finished behind the second segment.
+constexpr int LATE_UNITS = EPILOGUE != SWIGLU ? 0 : WEIGHT_ROWS == 160 ? 3 : WEIGHT_ROWS == 192 ? 2 : 0;
+constexpr int FIRST_LATE = UNITS - LATE_UNITS;
+// Sums of late units: gates, then ups.
+using LateSums = float[LATE_UNITS > 0 ? LATE_UNITS * 8 : 1];
 
 static_assert(UNITS % ROUNDS == 0 && BOX_BYTES % 16 == 0, "rounds of whole units, boxes of whole packs");
+static_assert(LATE_UNITS == 0 || ROUNDS == 1, "stored behind the second segment");
 
 // Shared memory before the barriers, of which there is one for each warpgroup.
 constexpr int EPILOGUE_BYTES = GROUPS * GROUP_BOXES_BYTES;
@@ -67,7 +74,7 @@ struct Finisher {
         }
     }
 
-    // Finishes what is due behind one stage of a segment. All of them together finish the tile.
+    // Finishes what is due behind one stage of a segment. All of them together finish the tile, up to its late units.
     template <int STAGE>
     __device__ __forceinline__ void finish_behind(const Sums& totals) {
         if constexpr (STAGE % STAGES_OF_ROUND == 0) {
@@ -79,17 +86,35 @@ struct Finisher {
                 group_sync(group);
             }
         }
-        finish_units<STAGE>(totals);
-        if constexpr (STAGE % STAGES_OF_ROUND == STAGES_OF_ROUND - 1) {
-            fence_copies();
-            group_sync(group);
-            if (!leads()) return;
-            constexpr int FIRST = STAGE / STAGES_OF_ROUND * BOXES;
-            for (int box = 0; box < BOXES; ++box) {
-                store_box(args.out, tile.feature + (FIRST + box) * BOX_FEATURES, tile.token, box_at(box));
-            }
-            stores_commit();
+        constexpr int FIRST = STAGE * FIRST_LATE / STAGES_OF_SEGMENT, END = (STAGE + 1) * FIRST_LATE / STAGES_OF_SEGMENT;
+        constexpr int ROUND = STAGE / STAGES_OF_ROUND;
+        finish_units<FIRST, END - FIRST, ROUND>(totals, FIRST);
+        if constexpr (LATE_UNITS == 0 && STAGE % STAGES_OF_ROUND == STAGES_OF_ROUND - 1) store_round(ROUND);
+    }
+
+    // Sets the sums of late units aside: those of the next tile take their place.
+    __device__ __forceinline__ static void set_aside(const Sums& totals, LateSums& late) {
+#pragma unroll
+        for (int i = 0; i < LATE_UNITS * 4; ++i) {
+            late[i] = totals[FIRST_LATE * 4 + i];
+            late[LATE_UNITS * 4 + i] = totals[WEIGHT_ROWS / 4 + FIRST_LATE * 4 + i];
         }
+    }
+
+    // Finishes what of the late units is due behind one stage. All of them together finish the tile.
+    template <int STAGE>
+    __device__ __forceinline__ void finish_late_behind(const LateSums& late) const {
+        constexpr int FIRST = STAGE * LATE_UNITS / STAGES_OF_SEGMENT, END = (STAGE + 1) * LATE_UNITS / STAGES_OF_SEGMENT;
+        if constexpr (END > FIRST) finish_units<FIRST_LATE + FIRST, END - FIRST, 0>(late, FIRST);
+        if constexpr (LATE_UNITS > 0 && STAGE == STAGES_OF_SEGMENT - 1) store_round(0);
+    }
+
+    // Finishes late units behind which there is no stage.
+    __device__ __forceinline__ void finish_late(const LateSums& late) const {
+        finish_late_behind<0>(late);
+        finish_late_behind<1>(late);
+        finish_late_behind<2>(late);
+        finish_late_behind<3>(late);
     }
 
     // Finishes a tile behind which there is none.
@@ -98,6 +123,9 @@ struct Finisher {
         finish_behind<1>(totals);
         finish_behind<2>(totals);
         finish_behind<3>(totals);
+        LateSums late;
+        set_aside(totals, late);
+        finish_late(late);
     }
 
     // Waits until all outputs are on their way.
@@ -108,6 +136,16 @@ struct Finisher {
 private:
     __device__ __forceinline__ bool leads() const { return threadIdx.x % 128 == 0; }
     __device__ __forceinline__ u32 box_at(int box) const { return boxes + box * GROUP_TOKENS * BOX_BYTES; }
+
+    __device__ __forceinline__ void store_round(int round) const {
+        fence_copies();
+        group_sync(group);
+        if (!leads()) return;
+        for (int box = 0; box < BOXES; ++box) {
+            store_box(args.out, tile.feature + (round * BOXES + box) * BOX_FEATURES, tile.token, box_at(box));
+        }
+        stores_commit();
+    }
 
     // Where this thread's two outputs of a row's first eight lie: permuted boxes have packs of 16 bytes of eight rows in
     // different banks. They start at multiples of eight rows, so that permutations leave other bits alone.
@@ -126,12 +164,10 @@ private:
         return (first ^ pack % PACKS * 16) + pack / PACKS * GROUP_TOKENS * BOX_BYTES + half * 8 * BOX_BYTES;
     }
 
-    // Eight outputs of each row for each of a stage's units, which are the same number or one more than another stage's.
-    template <int STAGE>
-    __device__ __forceinline__ void finish_units(const Sums& totals) const {
-        constexpr int FIRST = STAGE * UNITS / STAGES_OF_SEGMENT;
-        constexpr int COUNT = (STAGE + 1) * UNITS / STAGES_OF_SEGMENT - FIRST;
-        constexpr int PLACE = FIRST - STAGE / STAGES_OF_ROUND * UNITS / ROUNDS;
+    // Eight outputs of each row for each of COUNT units from FIRST on, which have the sums from that unit on.
+    template <int FIRST, int COUNT, int ROUND, int N>
+    __device__ __forceinline__ void finish_units(const float (&sums)[N], int unit) const {
+        constexpr int PLACE = FIRST - ROUND * UNITS / ROUNDS;
         const u32 to = first_place();
         float biases[COUNT][2];
         if constexpr (EPILOGUE == STORE) load_biases(tile.feature + FIRST * 8, biases);
@@ -144,25 +180,26 @@ private:
             }
 #pragma unroll
             for (int i = 0; i < COUNT; ++i) {
-                finish_eight(totals, FIRST + i, half, biases[i], residuals[i], place(to, PLACE + i, half));
+                finish_eight(sums, unit + i, half, biases[i], residuals[i], place(to, PLACE + i, half));
             }
         }
     }
 
     // This thread's two of eight outputs of a row.
-    __device__ __forceinline__ void finish_eight(const Sums& totals, int unit, int half, const float (&bias)[2], u32 residual,
-                                                 u32 to) const {
+    template <int N>
+    __device__ __forceinline__ void finish_eight(const float (&sums)[N], int unit, int half, const float (&bias)[2],
+                                                 u32 residual, u32 to) const {
         const int at = unit * 4 + half * 2;
         if constexpr (EPILOGUE == PLAIN) {
-            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(totals[at]), "f"(totals[at + 1]) : "memory");
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(sums[at]), "f"(sums[at + 1]) : "memory");
         } else {
             float values[2];
             if constexpr (EPILOGUE == SWIGLU) {
-                values[0] = silu<A>(totals[at]) * totals[WEIGHT_ROWS / 4 + at];
-                values[1] = silu<A>(totals[at + 1]) * totals[WEIGHT_ROWS / 4 + at + 1];
+                values[0] = silu<A>(sums[at]) * sums[N / 2 + at];
+                values[1] = silu<A>(sums[at + 1]) * sums[N / 2 + at + 1];
             } else {
-                values[0] = mul_add(totals[at], alpha, bias[0]);
-                values[1] = mul_add(totals[at + 1], alpha, bias[1]);
+                values[0] = mul_add(sums[at], alpha, bias[0]);
+                values[1] = mul_add(sums[at + 1], alpha, bias[1]);
                 if (residual_added) add_residual(residual, values);
             }
             asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(encode_word(values, A{})) : "memory");

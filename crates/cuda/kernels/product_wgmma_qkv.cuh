@@ -114,6 +114,10 @@ __device__ __forceinline__ void prepare(const Args& args, const Tiles& tiles, u3
     }
 }
 
+// All units are finished behind the first segment of the next tile.
+constexpr int LATE_UNITS = 0;
+using LateSums = float[1];
+
 // What becomes of the sums of one warpgroup's part of a tile.
 struct Finisher {
     const Args& args;
@@ -133,6 +137,10 @@ struct Finisher {
 
     __device__ __forceinline__ void begin(const OutputTile&) const {}
     __device__ __forceinline__ void end() const {}
+    __device__ __forceinline__ static void set_aside(const Sums&, LateSums&) {}
+    template <int STAGE>
+    __device__ __forceinline__ void finish_late_behind(const LateSums&) const {}
+    __device__ __forceinline__ void finish_late(const LateSums&) const {}
 
     // Finishes what is due behind one stage of a segment. All of them together finish the tile.
     template <int STAGE>
