@@ -201,7 +201,7 @@ impl Sizes {
             // Most blocks have a unit and none has two: who has one has tiles of the projection in front of attention or of
             // the one behind it, and goes past the other.
             even(&mut phases[0]);
-            return shares::divide(&phases, longest, Dealing::InOrder, blocks, WARPS);
+            return shares::divide(&phases, longest, Dealing::First(2), blocks, WARPS);
         }
         if sections == 1 {
             // Blocks wait for words then, and never for memory: phases end soonest where none has more tiles than others.

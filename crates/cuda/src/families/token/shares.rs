@@ -39,8 +39,9 @@ impl Beside {
 pub enum Dealing {
     /// Tiles go, the largest first, to the block that has the fewest bytes so far; to the first of several.
     Largest,
-    /// Tiles go, phase after phase, to the block that has the fewest bytes so far; to the last of several.
-    InOrder,
+    /// Tiles go, those of the first phases so many before others, in their order, to the block that has the fewest bytes so
+    /// far; to the last of several.
+    First(usize),
 }
 
 /// The first tile of each block and, as the last number, the end: a block's tiles of a phase are neighbours.
@@ -63,9 +64,8 @@ pub fn divide(
         bytes.iter_mut().for_each(|bytes| *bytes += phase.least * phase.bytes);
     }
     let mut order: Vec<usize> = (0..phases.len()).collect();
-    if dealing == Dealing::Largest {
-        order.sort_by_key(|&phase| std::cmp::Reverse(phases[phase].bytes));
-    }
+    let first = if let Dealing::First(first) = dealing { first } else { 0 };
+    order[first..].sort_by_key(|&phase| std::cmp::Reverse(phases[phase].bytes));
     for phase in order {
         let PhaseTiles { tiles, fills, bytes: each, least, most } = phases[phase];
         let most = most_tiles(tiles.div_ceil(blocks), fills, warps).min(most);
@@ -73,7 +73,7 @@ pub fn divide(
             let open = (0..blocks).filter(|&block| counts[phase][block] < most);
             let fewest = match dealing {
                 Dealing::Largest => open.min_by_key(|&block| bytes[block]),
-                Dealing::InOrder => open.rev().min_by_key(|&block| bytes[block]),
+                Dealing::First(_) => open.rev().min_by_key(|&block| bytes[block]),
             };
             let Some(block) = fewest else { break };
             counts[phase][block] += 1;
@@ -135,7 +135,7 @@ mod tests {
         let beside = Beside { units: 2, bytes: 10_000 };
         for blocks in [1, 2, 7, 132, 170] {
             for phases in [layer(896, 896, 128, 4864), layer(64, 64, 64, 24), layer(2048, 2048, 512, 8192)] {
-                for dealing in [Dealing::Largest, Dealing::InOrder] {
+                for dealing in [Dealing::Largest, Dealing::First(2)] {
                     let shares = divide(&phases, beside, dealing, blocks, WARPS);
                     assert_eq!(shares.len(), phases.len());
                     for (phase, starts) in phases.iter().zip(&shares) {
@@ -149,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn tiles_are_dealt_by_size_or_in_order() {
+    fn the_first_phases_or_the_largest_tiles_are_dealt_first() {
         let phase = |tiles, bytes| PhaseTiles { tiles, fills: 1, bytes, least: 0, most: 1 };
         let phases = [phase(2, 10), phase(2, 20)];
         let divide = |dealing| divide(&phases, Beside { units: 1, bytes: 5 }, dealing, 4, WARPS);
         assert_eq!(divide(Dealing::Largest), [[0, 1, 1, 1, 2], [0, 0, 1, 2, 2]]);
-        assert_eq!(divide(Dealing::InOrder), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]);
+        assert_eq!(divide(Dealing::First(1)), [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]);
     }
 
     #[test]
