@@ -140,7 +140,7 @@ __device__ __forceinline__ void split(float first, float second, u32& high, u32&
 // -------------------------------------------------------------------------------------------------------- merging
 
 // By how much a span's largest exponent may exceed what its section is relative to: sums and outputs are up to 2^HEADROOM
-// times as large then, which is far from the end of their range, and few spans of any scores exceed it.
+// times as large then, which is far from the end of their range, and of scores that do not vary by as much few spans exceed it.
 constexpr float HEADROOM = 16.0f;
 
 // What a section that was relative to `before` is relative to with a span whose largest exponent this is.

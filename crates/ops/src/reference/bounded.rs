@@ -301,6 +301,20 @@ mod tests {
         holds(dot.exp().sqrt().div(number(&3.0)), chain.exp().sqrt() / 3.0);
     }
 
+    #[test]
+    fn before_16_bits_silu_may_round_the_exponent_of_its_power_of_two() {
+        let inside = |x: f32, stored: Format| {
+            let exponent = x * -std::f32::consts::LOG2_E;
+            let computed = x / (1.0 + f64::from(exponent).exp2() as f32);
+            let (low, high) = Bounded::exact(f64::from(x)).silu(stored).interval();
+            (low..=high).contains(&f64::from(computed))
+        };
+        let numbers: Vec<f32> = (-8000..8000).map(|x| x as f32 / 100.0).collect();
+        assert!(numbers.iter().all(|&x| inside(x, Format::Bf16) && inside(x, Format::F16)));
+        // What is stored in f32 takes more exact ones.
+        assert!(numbers.iter().any(|&x| !inside(x, Format::F32)));
+    }
+
     /// A step of a matrix unit: exact products, all terms cut off 25 bits below the largest, the sum at 24.
     fn matrix_step(accumulator: f32, terms: &[(f32, f32)]) -> f32 {
         let mut all: Vec<f64> = terms.iter().map(|(a, b)| f64::from(*a) * f64::from(*b)).collect();
